@@ -1,0 +1,1 @@
+"""Disk -> nouns. Nothing here imports torch, but for `monai_reader`, which is MONAI's door."""

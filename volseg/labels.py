@@ -1,0 +1,32 @@
+"""The vocabulary: names, voxel values and SNOMED CT codes. The only place where they are written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LesionKind = Literal["lytic", "sclerotic", "mixed"]
+LESION_KINDS: tuple[LesionKind, ...] = ("lytic", "sclerotic", "mixed")
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept as DICOM writes it."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+# Semantic mask of the segmentation bundles.
+BACKGROUND = 0
+LESION = 1
+
+BONY_METASTASIS = Code("94222008", "SCT", "Bony metastasis")
+NEOPLASM_SECONDARY = Code("14799000", "SCT", "Neoplasm, Secondary")
+MORPHOLOGICALLY_ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+
+# Lytic and sclerotic have no SNOMED CT code in the DICOM dictionaries: a private, declared scheme.
+KIND_CODES: dict[LesionKind, Code] = {
+    kind: Code(kind.upper(), "99VOLSEG", f"{kind.capitalize()} lesion") for kind in LESION_KINDS
+}

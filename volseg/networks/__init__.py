@@ -1,0 +1,1 @@
+"""One paper, one file. nn.Module only: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""PatientResult -> what people read: tables, pictures, one self-contained HTML file."""

@@ -1,0 +1,1 @@
+"""The kitchen: MONAI dictionary transforms and the few that MONAI lacks. The currency is MetaTensor."""
