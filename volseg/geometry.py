@@ -103,7 +103,9 @@ def check_affine(affine: ArrayLike, where: str) -> Affine:
     """Return the affine as float64, or refuse it in words: NaN, singular, or spacing no scanner makes."""
     a = np.asarray(affine, dtype=np.float64)
     if a.shape != (4, 4) or not np.isfinite(a).all():
-        raise InputError("affine-not-finite", f"{where}: the voxel-to-mm matrix holds NaN or Inf; export the image again")
+        raise InputError(
+            "affine-not-finite", f"{where}: the voxel-to-mm matrix holds NaN or Inf; export the image again"
+        )
     sizes = spacing_mm(a)
     if (sizes < SMALLEST_SPACING_MM).any() or (sizes > LARGEST_SPACING_MM).any():
         listed = ", ".join(f"{s:.3g}" for s in sizes)
