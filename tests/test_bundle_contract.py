@@ -1,0 +1,333 @@
+"""Law over all bundles: each is what MONAI's own tools, MONAI Label, MONAI Deploy and FLARE expect of a bundle.
+
+Every folder in bundles/ is held to the same rules; a new bundle is tested by being there. MONAI runs in process, from
+another working directory, with its network switched off (the schema's rules come from ../shared/schemas).
+"""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import monai.bundle.scripts
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import set_determinism
+
+from volseg.io import write_nifti
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BUNDLES = sorted(path for path in (REPOSITORY / "bundles").glob("*") if path.is_dir())
+LAYOUT = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/train.json",
+    "configs/evaluate.json",
+    "configs/inference.json",
+    "configs/multi_gpu_train.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+    "models/model.pt",
+)
+TASKS = ("_segmentation", "_detection", "_classification")  # MONAI Label derives the task type from the ending
+SCHEMA_URL = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+LARGEST_WEIGHTS_BYTES = 25 * 2**20
+REQUIRED_METADATA = (
+    "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+    "description", "authors", "copyright", "network_data_format", "changelog",
+)  # fmt: skip
+# The ids that MONAI Label, Deploy and FLARE look up, beyond those that MONAI itself calls required.
+IDS = {
+    "inference": ("output_dir", "preprocessing", "postprocessing", "handlers", "key_metric"),
+    "train": ("train#handlers", "train#preprocessing", "validate#evaluator", "validate#handlers", "val_interval"),
+}
+INSTALLED = ("volseg.", "monai.", "torch.", "ignite.")
+
+every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+
+def test_there_is_a_bundle():
+    assert BUNDLES, "bundles/ is empty: every law below would pass by having nothing to judge"
+
+
+@every_bundle
+def test_the_layout_is_complete_and_holds_no_python(bundle: Path):
+    assert [name for name in LAYOUT if not (bundle / name).is_file() or not (bundle / name).stat().st_size] == []
+    assert bundle.name.endswith(TASKS), f"the name must end in one of {TASKS}"
+    python = [path.relative_to(bundle).as_posix() for path in bundle.rglob("*.py")]
+    assert python == [], "a bundle is configs and documents; code lives in volseg/"
+
+
+@every_bundle
+def test_the_metadata_says_what_monai_and_the_model_zoo_ask_for(bundle: Path):
+    metadata = read_metadata(bundle)
+    assert [key for key in REQUIRED_METADATA if not metadata.get(key)] == []
+    assert metadata["schema"] == SCHEMA_URL
+    assert metadata["version"] in metadata["changelog"], "the changelog has no entry for this version"
+    data_format = metadata["network_data_format"]
+    image = data_format["inputs"][next(iter(data_format["inputs"]))]
+    pred = data_format["outputs"][next(iter(data_format["outputs"]))]
+    assert next(iter(data_format["inputs"])) == "image"
+    assert next(iter(data_format["outputs"])) == "pred"
+    assert (image["dtype"], pred["dtype"]) == ("float32", "float32"), "float16 forces CUDA in MONAI's verifier"
+    assert pred["channel_def"].keys() == {str(channel) for channel in range(pred["num_channels"])}
+
+
+@every_bundle
+def test_the_packages_the_metadata_asks_for_come_with_volseg(bundle: Path):
+    metadata = read_metadata(bundle)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installs = {normalised(re.split(r"[<>=!~\[ ]", need, maxsplit=1)[0]) for need in project["dependencies"]}
+    asked = {normalised(name) for name in metadata["required_packages_version"]} - {"volseg"}
+    assert asked <= installs, f"not among volseg's dependencies: {sorted(asked - installs)}"
+    stated = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
+    stated |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
+    too_new = [name for name, version in stated.items() if release(version) > release(installed_version(name))]
+    assert too_new == [], "the bundle says it was checked with newer packages than are installed"
+
+
+@every_bundle
+def test_the_metadata_passes_monais_verifier(bundle: Path, shared: Path, tmp_path: Path, monkeypatch):
+    schema = shared / "schemas" / Path(SCHEMA_URL).name
+    if not schema.is_file():
+        pytest.skip(f"the schema's rules are not here ({schema})")
+    pytest.importorskip("jsonschema", reason="MONAI's verifier needs jsonschema; it comes with the dev extra")
+    monkeypatch.setattr(monai.bundle.scripts, "download_url", lambda **_: None)
+    monkeypatch.chdir(tmp_path)
+    monai.bundle.verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(schema))
+    broken = read_metadata(bundle)
+    del broken["task"]
+    (tmp_path / "broken.json").write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(ValueError, match="task"):
+        monai.bundle.verify_metadata(meta_file=str(tmp_path / "broken.json"), filepath=str(schema))
+
+
+@every_bundle
+def test_every_target_is_an_installed_class(bundle: Path):
+    """`scripts.X` works only from inside the bundle's folder; a misspelt target fails only when its config runs."""
+    bad = []
+    for file, where, target in targets(bundle):
+        if target.startswith("$"):
+            continue
+        if not target.startswith(INSTALLED):
+            bad.append(f"{file}: {where}: {target} is not one of {', '.join(INSTALLED)}...")
+        elif not exists(target):
+            bad.append(f"{file}: {where}: {target} does not exist")
+    assert bad == [], "\n" + "\n".join(bad)
+
+
+@every_bundle
+def test_the_configs_avoid_the_known_traps(bundle: Path):
+    bad = []
+    for file, where, value in leaves(bundle):
+        last = where.rsplit("#", 1)[-1]
+        if isinstance(value, str) and "scripts." in value:
+            bad.append(f"{file}: {where}: scripts.* fails from another working directory")
+        if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:\\)", value):
+            bad.append(f"{file}: {where}: {value} is a path on one machine")
+        if last == "amp" and value is True:
+            bad.append(f"{file}: {where}: amp calls autocast('cuda') always; use the precision switch")
+        if last == "map_location" and value != "@device":
+            bad.append(f"{file}: {where}: map_location must be @device")
+    for file, where, target in targets(bundle):
+        node = lookup(configs(bundle)[file], where)
+        if target.endswith(".Orientationd") and node.get("labels", "absent") is not None:
+            bad.append(f"{file}: {where}: Orientationd wants labels null")
+        if target.endswith(".CheckpointLoader") and "map_location" not in node:
+            bad.append(f"{file}: {where}: CheckpointLoader without map_location breaks where there is no GPU")
+        if target.endswith(("DataLoader", "ThreadDataLoader")) and not str(node.get("num_workers", "")).startswith("@"):
+            bad.append(f"{file}: {where}: num_workers must be a key of its own that can be overridden")
+    assert bad == [], "\n" + "\n".join(bad)
+
+
+@every_bundle
+def test_the_logging_config_is_one_that_monai_accepts(bundle: Path):
+    """MONAI refuses (security) a logging.conf whose classes lie outside `logging` or whose args are not literals."""
+    path = bundle / "configs" / "logging.conf"
+    monai.bundle.workflows._reject_executable_logging_config(str(path))
+    parsed = configparser.RawConfigParser()
+    parsed.read(path, encoding="utf-8")
+    assert "loggers" in parsed and "handlers" in parsed and "formatters" in parsed
+
+
+@every_bundle
+def test_the_weights_are_a_plain_state_dict_that_fits_the_network(bundle: Path):
+    path = bundle / "models" / "model.pt"
+    assert path.stat().st_size <= LARGEST_WEIGHTS_BYTES
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    assert all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items())
+    assert [key for key, value in weights.items() if not torch.isfinite(value).all()] == []
+    for config in ("inference.json", "train.json"):
+        network(bundle, config).load_state_dict(weights, strict=True)
+
+
+@every_bundle
+def test_the_network_turns_the_stated_input_into_the_stated_output(bundle: Path, tmp_path: Path, monkeypatch):
+    if bundle.name.endswith("_detection"):
+        pytest.skip("a detector returns a dict, which MONAI's verify_net_in_out cannot judge; its README says so")
+    data_format = read_metadata(bundle)["network_data_format"]
+    image, pred = data_format["inputs"]["image"], data_format["outputs"]["pred"]
+    net = network(bundle, "inference.json").eval()
+    with torch.inference_mode():
+        out = net(torch.zeros(1, image["num_channels"], *image["spatial_shape"]))
+    assert out.dtype == torch.float32
+    assert list(out.shape) == [1, pred["num_channels"], *pred["spatial_shape"]]
+    monkeypatch.chdir(tmp_path)
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        device="cpu",
+        bundle_root=str(bundle),
+    )
+
+
+@every_bundle
+@pytest.mark.parametrize("config", ["inference", "train"])
+def test_monai_finds_every_property_it_looks_for(
+    bundle: Path, config: str, dataset: Path, tmp_path: Path, monkeypatch, restored_determinism
+):
+    """From another working directory: `check_properties()` is empty, and the engines are the ones FLARE accepts."""
+    monkeypatch.chdir(tmp_path)
+    workflow = ConfigWorkflow(
+        config_file=str(bundle / "configs" / f"{config}.json"),
+        workflow_type=config,
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(dataset),
+        output_dir=str(tmp_path / "out"),
+        device="$torch.device('cpu')",
+        num_workers=0,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert [key for key in IDS[config] if key not in workflow.parser] == []
+    engines = {"train": ("trainer", "SupervisedTrainer"), "inference": ("evaluator", "SupervisedEvaluator")}
+    prefix, (engine, name) = "train#" if config == "train" else "", engines[config]
+    assert getattr(monai.engines, name) in type(getattr(workflow, engine)).__mro__
+    node = workflow.parser[f"{prefix}{engine}"]
+    assert str(node["_target_"]).rsplit(".", 1)[-1] == name, "FLARE's MonaiAlgo refuses other engines"
+    if config == "inference":
+        handlers = [handler["_target_"].rsplit(".", 1)[-1] for handler in workflow.parser["handlers"]]
+        assert "CheckpointLoader" in handlers
+
+
+@every_bundle
+def test_the_model_card_says_what_the_model_saw_and_where_it_ends(bundle: Path):
+    card = (bundle / "docs" / "README.md").read_text(encoding="utf-8").lower()
+    for word in ("research use only", "training data", "limit", "synthetic", read_metadata(bundle)["version"]):
+        assert word in card, f"docs/README.md says nothing of: {word}"
+    assert "licen" in (bundle / "docs" / "data_license.txt").read_text(encoding="utf-8").lower()
+    assert "Apache License" in (bundle / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest data set that data/README.md describes: four CTs of air, bone and one lesion, and a datalist."""
+    folder = tmp_path_factory.mktemp("dataset")
+    voxels = np.full((40, 36, 24), -1000, np.int16)
+    voxels[8:32, 8:28, 4:20] = 40
+    voxels[12:28, 12:24, 6:18] = 300
+    label = np.zeros(voxels.shape, np.uint16)
+    label[16:20, 15:19, 10:13] = 1
+    voxels[label > 0] = 700
+    affine = np.diag([1.5, 1.5, 2.0, 1.0])
+    sections: dict[str, list[dict[str, str]]] = {}
+    for number, section in enumerate(("training", "training", "validation", "testing")):
+        case = {"image": f"imagesTr/case{number}.nii.gz", "label": f"labelsTr/case{number}.nii.gz"}
+        for key, array in (("image", voxels), ("label", label)):
+            (folder / case[key]).parent.mkdir(exist_ok=True)
+            write_nifti(folder / case[key], array, affine, dtype=array.dtype)
+        sections.setdefault(section, []).append(case)
+    (folder / "datalist.json").write_text(json.dumps({"name": "smallest", **sections}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def restored_determinism() -> Iterator[None]:
+    """A config's `initialize` may fix seeds and cuDNN for the whole process: undo it."""
+    deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    set_determinism(seed=None)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
+
+
+def read_metadata(bundle: Path) -> dict[str, Any]:
+    return json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+
+
+def configs(bundle: Path) -> dict[str, Any]:
+    """File name -> content of every config that MONAI runs."""
+    files = sorted((bundle / "configs").glob("*.json"))
+    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files if file.name != "metadata.json"}
+
+
+def walk(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(id as MONAI writes it, value) of every node of a config."""
+    yield where, node
+    if isinstance(node, (dict, list)):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in items:
+            yield from walk(child, f"{where}#{key}" if where else str(key))
+
+
+def leaves(bundle: Path) -> Iterator[tuple[str, str, Any]]:
+    for file, content in configs(bundle).items():
+        yield from ((file, where, value) for where, value in walk(content) if not isinstance(value, (dict, list)))
+
+
+def targets(bundle: Path) -> Iterator[tuple[str, str, str]]:
+    """(config, id of the component, its `_target_`)."""
+    for file, content in configs(bundle).items():
+        for where, node in walk(content):
+            if isinstance(node, dict) and "_target_" in node:
+                yield file, where, str(node["_target_"])
+
+
+def lookup(content: Any, where: str) -> Any:
+    for key in filter(None, where.split("#")):
+        content = content[int(key)] if isinstance(content, list) else content[key]
+    return content
+
+
+def exists(target: str) -> bool:
+    """Whether a dotted name can be imported: the longest module first, then attributes (classes, class methods)."""
+    parts = target.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:split]))
+        except ImportError:
+            continue
+        for attribute in parts[split:]:
+            found = getattr(found, attribute, None)
+        return callable(found)
+    return False
+
+
+def network(bundle: Path, config: str) -> torch.nn.Module:
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / config))
+    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    parser["bundle_root"] = str(bundle)
+    parser["device"] = "$torch.device('cpu')"
+    return parser.get_parsed_content("network_def")
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def release(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` -> (2, 13, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
