@@ -1,0 +1,163 @@
+"""The whole walk on one page: a study in, a sealed PatientResult out, and its files on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import monai
+import numpy as np
+import torch
+
+from volseg import __version__
+from volseg.errors import InputError, UsageError
+from volseg.geometry import spacing_mm, voxel_volume_mm3
+from volseg.inference.bundle import LoadedBundle
+from volseg.inference.segment import segment_volume
+from volseg.io import write_nifti
+from volseg.measure import measure_lesions, normal_marrow_hu
+from volseg.report.figures import write_preview
+from volseg.report.html import write_report
+from volseg.report.tables import write_lesions_csv, write_result_json
+from volseg.types import PatientResult, Provenance, Study, Volume
+
+MARROW = 2  # value of marrow in the bone label map
+RESULT_FILE = "result.json"
+
+# A CT whose slices are thicker than this was not in the training data's heart: said, not refused.
+THICK_SLICE_MM = 3.5
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Which files to write beside the always-written ones."""
+
+    probability: bool = False
+    overwrite: bool = False
+
+
+def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], None] = lambda _: None) -> PatientResult:
+    """Find, outline and measure the lesions of one study's CT.
+
+    Args:
+        study: as `volseg.io.read_study` gives it.
+        bundle: as `volseg.inference.bundle.load_bundle` gives it.
+        say: called with a line for a person at each stage.
+
+    Raises:
+        InputError: the study holds no CT.
+    """
+    volume = _ct_of(study)
+    warnings = list(study.notes) + _doubts(volume)
+    x, y, z = volume.voxels.shape
+    say(f"{study.name}: {x} x {y} x {z} voxels, {' x '.join(f'{s:.2f}' for s in spacing_mm(volume.affine))} mm")
+
+    segmentation = segment_volume(volume, bundle)
+    start = time.perf_counter()
+    marrow = normal_marrow_hu(
+        volume.voxels, segmentation.bone == MARROW, segmentation.instances, volume.affine
+    )
+    lesions = measure_lesions(
+        segmentation.instances,
+        volume.voxels,
+        volume.affine,
+        probability=segmentation.probability,
+        marrow_hu=marrow,
+    )
+    if not segmentation.bone.any():
+        warnings.append("no bone was found in view: no window was searched, so 'no lesion' says nothing here")
+    seconds = dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)}
+    return PatientResult(
+        study=study,
+        instances=segmentation.instances,
+        probability=segmentation.probability,
+        lesions=lesions,
+        provenance=_provenance(bundle),
+        marrow_hu=marrow,
+        bone_volume_mm3=float(np.count_nonzero(segmentation.bone)) * voxel_volume_mm3(volume.affine),
+        seconds=seconds,
+        warnings=tuple(warnings),
+    )
+
+
+def write_results(result: PatientResult, out: Path, options: OutputOptions = OutputOptions()) -> Path:  # noqa: B008
+    """Write everything into `out`/<study>/ and return that folder.
+
+    The files are made in a hidden folder beside it and appear all at once, so a failure leaves nothing half-written.
+
+    Raises:
+        UsageError: the folder exists and `overwrite` is off.
+        InputError: the disk refuses.
+    """
+    folder = out / result.study.name
+    if folder.exists() and not options.overwrite:
+        raise UsageError("output-exists", f"{folder} exists; pass --overwrite to replace it")
+    partial = out / f".{result.study.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        _write_files(result, partial, options)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except OSError as error:
+        raise InputError("output-failed", f"{folder}: {error.strerror or error}; nothing was written") from error
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_files(result: PatientResult, folder: Path, options: OutputOptions) -> None:
+    affine = result.image.affine
+    start = time.perf_counter()
+    write_nifti(folder / "lesions.nii.gz", result.instances, affine, dtype=np.uint16)
+    files = ["lesions.nii.gz"]
+    if options.probability:
+        write_nifti(folder / "probability.nii.gz", result.probability, affine, dtype=np.float32)
+        files.append("probability.nii.gz")
+    write_lesions_csv(result, folder / "lesions.csv")
+    write_preview(result, folder / "preview.png")
+    files += ["lesions.csv", "preview.png", "report.html", RESULT_FILE]
+    result = replace(result, seconds=dict(result.seconds) | {"pictures": round(time.perf_counter() - start, 3)})
+    write_report(result, folder / "report.html")
+    seconds = dict(result.seconds) | {"writing": round(time.perf_counter() - start, 3)}
+    seconds.pop("pictures")
+    write_result_json(replace(result, seconds=seconds), folder / RESULT_FILE, files=files)
+
+
+def _ct_of(study: Study) -> Volume:
+    if "CT" not in study.volumes:
+        found = ", ".join(study.volumes) or "nothing"
+        raise InputError("wrong-modality", f"{study.source or study.name}: this bundle reads CT; the study holds {found}")
+    return study.volumes["CT"]
+
+
+def _doubts(volume: Volume) -> list[str]:
+    thickest = float(spacing_mm(volume.affine).max())
+    if thickest > THICK_SLICE_MM:
+        return [f"voxels are {thickest:.1f} mm long: lesions smaller than about {2 * thickest:.0f} mm can be missed"]
+    return []
+
+
+def _provenance(bundle: LoadedBundle) -> Provenance:
+    return Provenance(
+        bundle=bundle.files.name,
+        bundle_version=bundle.files.version,
+        weights_sha256=bundle.weights_sha256,
+        volseg_version=__version__,
+        torch_version=torch.__version__,
+        monai_version=monai.__version__,
+        device=_device_name(bundle.device),
+        precision=getattr(bundle.inferer, "precision", "float32"),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,199 @@
+"""Synthetic cases on disk: lesions of exactly known mask, grown in real CTs or in phantoms.
+
+Enters: named volumes. Leaves: a folder laid out like a Medical Segmentation Decathlon task (imagesTr, labelsTr,
+datalist.json), one JSON of parameters per case. Every case depends on (seed, source, number) alone, so a run that was
+cut off goes on where it stopped and gives the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from volseg import __version__
+from volseg.errors import InputError
+from volseg.geometry import spacing_mm, voxel_to_ras_mm
+from volseg.io import write_nifti
+from volseg.phantoms import ct_phantom
+from volseg.transforms.bone import BoneMask, bone_mask
+from volseg.transforms.synthesis import grow_lesions
+from volseg.types import Volume
+
+PHANTOM = "phantom"
+PHANTOM_REGIONS = ("abdomen", "thorax", "pelvis")
+SECTIONS = ("training", "validation", "testing")
+DATALIST = "datalist.json"
+
+
+@dataclass(frozen=True)
+class SynthOptions:
+    """How many cases to grow and what they hold.
+
+    `lesions` and `distractors` are inclusive ranges per case; `healthy` is the fraction of cases without lesions;
+    `block_mm` crops a cube of that size around a random bone voxel (None keeps the whole CT).
+    """
+
+    n: int = 10
+    seed: int = 0
+    lesions: tuple[int, int] = (1, 6)
+    distractors: tuple[int, int] = (0, 2)
+    healthy: float = 0.1
+    block_mm: float | None = None
+    section: str = "training"
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A CT with its bone, or (volume None) a fresh phantom for every case."""
+
+    name: str
+    volume: Volume | None
+    bone: BoneMask | None
+
+
+def write_cases(
+    sources: Mapping[str, Volume | None],
+    folder: Path,
+    options: SynthOptions,
+    *,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Grow `options.n` cases in each source and list them in `folder`/datalist.json; returns the image paths.
+
+    `sources` maps a name (safe for files) to a CT in HU, or to None for phantoms. Cases already there are kept.
+    """
+    for sub in ("imagesTr", "labelsTr", "parameters"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    images: list[Path] = []
+    bar = tqdm(
+        total=len(sources) * options.n, desc="growing lesions", unit="case", disable=not progress if progress is not None else None, file=sys.stderr
+    )
+    with bar:
+        for name, volume in sources.items():
+            source: _Source | None = None
+            for number in range(options.n):
+                stem = f"{name}_s{options.seed}_{number:03d}"
+                paths = _paths(folder, stem)
+                if not all(path.is_file() for path in paths.values()):
+                    source = source or _prepare(name, volume)
+                    _write_case(source, stem, paths, options, number)
+                images.append(paths["image"])
+                bar.update()
+    _list_cases(folder, images, options.section)
+    say(f"{len(images)} cases in {folder}, listed in {DATALIST} under {options.section!r}")
+    return images
+
+
+def grow_case(
+    name: str, volume: Volume | None, bone: BoneMask | None, options: SynthOptions, number: int
+) -> tuple[Volume, np.ndarray, dict[str, Any]]:
+    """One case in memory: (volume, instances uint16 on its grid, parameters). See `SynthOptions`."""
+    rng = np.random.default_rng([options.seed, zlib.crc32(name.encode()), number])
+    if volume is None:
+        phantom = ct_phantom(rng, region=PHANTOM_REGIONS[number % len(PHANTOM_REGIONS)])
+        volume, bone = phantom.volume, bone_mask(phantom.volume.voxels, phantom.volume.affine)
+    assert bone is not None
+    if options.block_mm is not None:
+        volume, bone = _block(volume, bone, options.block_mm, rng)
+    n_lesions = 0 if rng.random() < options.healthy else int(rng.integers(options.lesions[0], options.lesions[1] + 1))
+    n_distractors = int(rng.integers(options.distractors[0], options.distractors[1] + 1))
+    grown = grow_lesions(volume, n=n_lesions, rng=rng, bone=bone, distractors=n_distractors)
+    parameters = {
+        "synthetic": True,
+        "source": name,
+        "number": number,
+        "volseg": __version__,
+        "options": asdict(options),
+        "lesions": [_plain(asdict(lesion)) for lesion in grown.lesions],
+        "distractors": [_plain(asdict(d)) for d in grown.distractors],
+    }
+    return grown.volume, grown.instances, parameters
+
+
+def _prepare(name: str, volume: Volume | None) -> _Source:
+    if volume is None:
+        return _Source(name, None, None)
+    bone = bone_mask(volume.voxels, volume.affine)
+    if not bone.bone.any():
+        raise InputError("no-bone", f"{name}: no bone in view, so there is nothing to grow lesions in")
+    return _Source(name, volume, bone)
+
+
+def _write_case(source: _Source, stem: str, paths: dict[str, Path], options: SynthOptions, number: int) -> None:
+    volume, instances, parameters = grow_case(source.name, source.volume, source.bone, options, number)
+    voxels = np.rint(np.clip(volume.voxels, -1024, 8000)).astype(np.int16)
+    write_nifti(paths["image"], voxels, volume.affine, dtype=np.int16)
+    _write_text(paths["parameters"], json.dumps({"case": stem, **parameters}, indent=1))
+    # The label comes last: a case with all three files is a complete one.
+    write_nifti(paths["label"], instances, volume.affine, dtype=np.uint16)
+
+
+def _block(volume: Volume, bone: BoneMask, size_mm: float, rng: np.random.Generator) -> tuple[Volume, BoneMask]:
+    """Crop about `size_mm` around a random marrow (else bone) voxel, kept inside the volume."""
+    candidates = np.flatnonzero(bone.marrow if bone.marrow.any() else bone.bone)
+    center = np.unravel_index(candidates[rng.integers(candidates.size)], bone.bone.shape)
+    lengths = [min(n, max(1, round(size_mm / s))) for n, s in zip(bone.bone.shape, spacing_mm(volume.affine), strict=True)]
+    starts = [
+        int(np.clip(c - length // 2, 0, n - length))
+        for c, length, n in zip(center, lengths, bone.bone.shape, strict=True)
+    ]
+    box = tuple(slice(s, s + length) for s, length in zip(starts, lengths, strict=True))
+    affine = volume.affine.copy()
+    affine[:3, 3] = voxel_to_ras_mm(volume.affine, starts)
+    cropped = Volume(np.ascontiguousarray(volume.voxels[box]), affine, channel=volume.channel)
+    return cropped, BoneMask(bone=bone.bone[box], marrow=bone.marrow[box], cortex=bone.cortex[box])
+
+
+def _paths(folder: Path, stem: str) -> dict[str, Path]:
+    return {
+        "image": folder / "imagesTr" / f"{stem}.nii.gz",
+        "parameters": folder / "parameters" / f"{stem}.json",
+        "label": folder / "labelsTr" / f"{stem}.nii.gz",
+    }
+
+
+def _list_cases(folder: Path, images: Sequence[Path], section: str) -> None:
+    """Add the cases to one section of datalist.json; other sections and earlier cases stay."""
+    path = folder / DATALIST
+    document: dict[str, Any] = (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file()
+        else {
+            "name": "volseg synthetic bone lesions",
+            "description": "SYNTHETIC: lesions grown in CT; not clinical data",
+            "labels": {"0": "background", "1...": "lesion instances"},
+            "modality": {"0": "CT"},
+        }
+    )
+    listed = {case["image"] for case in document.get(section, [])}
+    for image in images:
+        relative = image.relative_to(folder).as_posix()
+        if relative not in listed:
+            case = {"image": relative, "label": relative.replace("imagesTr", "labelsTr", 1)}
+            document.setdefault(section, []).append(case)
+    _write_text(path, json.dumps(document, indent=1))
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and tuples -> what JSON holds."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
