@@ -1,0 +1,143 @@
+"""Preparing CT: HU on the source grid -> RAS+, 1 mm, bone mask, [-1, 1]. What bundles name in their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Compose, MapTransform, ScaleIntensityRanged
+
+from volseg.geometry import Affine, closest_axes
+from volseg.transforms.bone import bone_mask
+from volseg.transforms.resample import AxisAlignedSpacing, AxisAlignedSpacingd, Shape, spacing_grid
+
+AIR_HU = -1024.0
+
+
+class ClipHounsfieldd(MapTransform):
+    """Raise everything below `low` HU to it, and lower everything above `high` (None: no upper bound).
+
+    Scanners mark pixels outside the reconstruction circle with -2000, -3024 or less. Interpolated, such a mark makes a
+    false edge that reaches into the patient, so this comes before any resampling.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        low: float = AIR_HU,
+        high: float | None = None,
+        *,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.low, self.high = low, high
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = torch.clamp(d[key], min=self.low, max=self.high)
+        return d
+
+
+class RasIsotropic(AxisAlignedSpacing):
+    """Axes to R, A, S and cubic voxels of `spacing_mm`, in one interpolation without a turned copy in between.
+
+    The same as MONAI's Orientation("RAS") followed by Spacing; oblique grids keep their rotation, sheared ones are
+    made rectangular (see AxisAlignedSpacing).
+    """
+
+    def __init__(self, spacing_mm: float = 1.0, mode: str = "bilinear", *, outside: float | None = None) -> None:
+        super().__init__(spacing_mm, mode, outside=outside)
+
+    def target_grid(self, tensor: MetaTensor) -> tuple[Affine, Shape]:
+        affine, shape = ras_grid(tensor.affine.cpu().numpy(), tensor.shape[1:])
+        return spacing_grid(affine, shape, self.pixdim)
+
+
+class RasIsotropicd(AxisAlignedSpacingd):
+    """Dictionary version of `RasIsotropic`: image keys "bilinear", label keys "nearest"; invertible in one step."""
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing_mm: float = 1.0,
+        mode: str | Sequence[str] = "bilinear",
+        *,
+        outside: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, spacing_mm, mode, outside=outside, allow_missing_keys=allow_missing_keys)
+
+    def _array_version(self, pixdim: float | Sequence[float], outside: float | None) -> RasIsotropic:
+        return RasIsotropic(pixdim, outside=outside)  # type: ignore[arg-type]
+
+
+def ras_grid(affine: Affine, shape: Sequence[int]) -> tuple[Affine, Shape]:
+    """Affine and shape of the same grid with its axes permuted and flipped to run closest to R, A and S."""
+    order, signs = closest_axes(affine)
+    a = np.asarray(affine, dtype=np.float64)
+    out = a.copy()
+    for world, (axis, sign) in enumerate(zip(order, signs, strict=True)):
+        out[:3, world] = sign * a[:3, axis]
+        if sign < 0:
+            out[:3, 3] += a[:3, axis] * (shape[axis] - 1)
+    return out, (int(shape[order[0]]), int(shape[order[1]]), int(shape[order[2]]))
+
+
+class BoneMaskd(MapTransform):
+    """Add `mask_key`: the bone of `image_key` (1, X, Y, Z) in HU, as a uint8 MetaTensor on the same grid.
+
+    Comes after resampling to about 1 mm and before the HU window.
+    """
+
+    def __init__(self, image_key: str = "image", mask_key: str = "bone") -> None:
+        super().__init__([image_key])
+        self.image_key, self.mask_key = image_key, mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image = d[self.image_key]
+        hu = image.as_tensor().cpu().numpy()[0]
+        bone = bone_mask(hu, image.affine.cpu().numpy()).bone
+        values = torch.from_numpy(bone.astype(np.uint8)[None])
+        # The mask shares the image's history, so that whatever inverts the image inverts the mask.
+        d[self.mask_key] = MetaTensor(values, meta=dict(image.meta), applied_operations=list(image.applied_operations))
+        return d
+
+
+class HounsfieldWindowd(ScaleIntensityRanged):
+    """HU -> [-1, 1], linearly from `low` to `high` and clipped: MONAI's ScaleIntensityRange in a CT reader's words.
+
+    The default keeps fat, marrow (-100..150 HU), lytic soft tissue and all but the densest cortex apart.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, low: float = -200.0, high: float = 1000.0, *, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(
+            keys, a_min=low, a_max=high, b_min=-1.0, b_max=1.0, clip=True, allow_missing_keys=allow_missing_keys
+        )
+
+
+def ct_preprocessing(
+    image_key: str = "image",
+    label_key: str | None = None,
+    *,
+    bone_key: str | None = "bone",
+    spacing_mm: float = 1.0,
+    low: float = -200.0,
+    high: float = 1000.0,
+) -> Compose:
+    """Loaded CT (and label) -> what the networks see: clip, RAS+ at `spacing_mm`, bone mask (None: without), window."""
+    keys, modes = [image_key], ["bilinear"]
+    if label_key is not None:
+        keys.append(label_key)
+        modes.append("nearest")
+    steps: list[Any] = [ClipHounsfieldd(image_key), RasIsotropicd(keys, spacing_mm, modes)]
+    if bone_key is not None:
+        steps.append(BoneMaskd(image_key, bone_key))
+    return Compose([*steps, HounsfieldWindowd(image_key, low, high)])
