@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "volseg"
 LADDER = (
     ("cli",),
     ("pipeline", "synth"),
-    ("io", "inference", "origin", "evaluation", "dicom", "report"),
+    ("io", "inference", "training", "origin", "evaluation", "dicom", "report"),
     ("transforms", "detection", "phantoms", "measure"),
     ("networks",),
     ("ops",),
@@ -39,6 +39,7 @@ FORBIDDEN = {
     "report": (*HEAVY, "volseg.networks", "volseg.detection", "volseg.transforms", "volseg.ops"),
     "dicom": (*HEAVY, "volseg.networks", "volseg.detection", "volseg.transforms", "volseg.ops"),
     "inference": ("volseg.networks",),  # a bundle names its network as a string
+    "training": ("volseg.networks",),  # likewise
     "evaluation": ("volseg.networks",),  # a stranger re-derives the figures from saved masks
 }
 EXEMPT = {"io/monai_reader.py"}  # MONAI's loader around our reader: imported by bundles, never by volseg.io itself
