@@ -1,0 +1,155 @@
+"""Tables: stable columns, no formula, no NaN, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from volseg.report import tables
+from volseg.report.files import write_whole
+from volseg.report.summary import summarise, volume_in_words
+from volseg.report.tables import CSV_COLUMNS, SCHEMA_VERSION, result_document, write_lesions_csv, write_result_json
+from volseg.types import Lesion, PatientResult, Provenance, Study, Volume
+
+PROVENANCE = Provenance(
+    bundle="bone_ct_segmamba_segmentation",
+    bundle_version="0.1.0",
+    weights_sha256="ab" * 32,
+    volseg_version="0.1.0",
+    torch_version="2.13.0",
+    monai_version="1.6.1",
+    device="cpu",
+    precision="float32",
+)
+
+
+def a_lesion(id_: int, volume_mm3: float, **changes) -> Lesion:
+    lesion = Lesion(
+        id=id_,
+        score=0.9,
+        center_ras_mm=(-12.5, 3.0, 101.25),
+        volume_mm3=volume_mm3,
+        longest_axial_diameter_mm=12.34567,
+        mean_hu=55.0,
+        min_hu=-20.0,
+        max_hu=210.0,
+        kind="lytic",
+        box=(1, 2, 3, 4, 5, 6),
+    )
+    return replace(lesion, **changes)
+
+
+def a_result(*lesions: Lesion, name: str = "case1", **changes) -> PatientResult:
+    shape = (6, 7, 8)
+    volume = Volume(np.zeros(shape, np.int16), np.diag([1.0, 2.0, 3.0, 1.0]), series_uid="1.2.3")
+    result = PatientResult(
+        study=Study(name=name, volumes={"CT": volume}, source="case1.nii.gz", notes=("read one file",)),
+        instances=np.zeros(shape, np.uint16),
+        probability=np.zeros(shape, np.float32),
+        lesions=lesions,
+        provenance=PROVENANCE,
+        marrow_hu=(180.0, 60.0),
+        seconds={"read": 0.5, "infer": 60.0},
+    )
+    return replace(result, **changes)
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_one_row_per_lesion_largest_first_and_units_in_its_names(tmp_path):
+    path = write_lesions_csv(
+        a_result(a_lesion(1, 100.0), a_lesion(2, 900.0, kind="mixed")), tmp_path / "new" / "lesions.csv"
+    )
+    rows = rows_of(path)
+    assert tuple(rows[0]) == CSV_COLUMNS
+    assert [row["lesion_id"] for row in rows] == ["2", "1"]
+    assert rows[0]["kind"] == "mixed"
+    assert rows[1]["longest_axial_diameter_mm"] == "12.3457"
+    assert rows[1]["min_hu"] == "-20"
+    assert [rows[0][f"center_{w}_mm"] for w in ("right", "anterior", "superior")] == ["-12.5", "3", "101.25"]
+    assert [rows[0][f"box_{c}_voxel"] for c in ("x0", "y0", "z0", "x1", "y1", "z1")] == list("123456")
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1+2", "@SUM(A1)", "\t=1+1", "\r\n=1+1"])
+def test_no_csv_cell_can_start_a_formula(name, tmp_path):
+    path = write_lesions_csv(a_result(a_lesion(1, 1.0), name=name), tmp_path / "lesions.csv")
+    (row,) = rows_of(path)
+    assert row["study"].startswith("'")
+
+
+def test_csv_of_nothing_is_its_header_and_nan_is_an_empty_cell(tmp_path):
+    assert write_lesions_csv(a_result(), tmp_path / "a.csv").read_text() == ",".join(CSV_COLUMNS) + "\n"
+    (row,) = rows_of(write_lesions_csv(a_result(a_lesion(1, 1.0, mean_hu=math.nan)), tmp_path / "b.csv"))
+    assert row["mean_hu"] == ""
+
+
+def test_document_carries_schema_summary_provenance_and_time(tmp_path):
+    result = a_result(a_lesion(1, 1500.0), a_lesion(2, 500.0, kind="sclerotic", longest_axial_diameter_mm=30.0))
+    document = result_document(result, ["lesions.nii.gz", tmp_path / "x"], seconds={"write": 1.5})
+    path = write_result_json(document, tmp_path / "result.json")
+    read = json.loads(path.read_text())
+    assert read == document
+    assert read["schema_version"] == SCHEMA_VERSION
+    assert read["summary"]["lesion_count"] == 2
+    assert read["summary"]["total_volume_mm3"] == 2000.0
+    assert read["summary"]["by_kind"] == {"lytic": 1, "sclerotic": 1, "mixed": 0}
+    assert read["summary"]["largest_lesion_id"] == 1
+    assert read["summary"]["longest_axial_diameter_mm"] == 30.0
+    assert read["provenance"]["weights_sha256"] == "ab" * 32
+    assert read["seconds"] == {"read": 0.5, "infer": 60.0, "write": 1.5}
+    assert read["study"]["spacing_mm"] == [1.0, 2.0, 3.0]
+    assert read["study"]["axes"] == "RAS"
+    assert read["study"]["notes"] == ["read one file"]
+    assert read["files"] == ["lesions.nii.gz", str(tmp_path / "x")]
+    assert read["lesions"][1]["center_ras_mm"] == [-12.5, 3.0, 101.25]
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    result = a_result(a_lesion(1, 1.0, mean_hu=math.nan, max_hu=np.float32("inf")), marrow_hu=(math.nan, math.nan))
+    read = json.loads(
+        write_result_json(result_document(result), tmp_path / "r.json").read_text(), parse_constant=pytest.fail
+    )
+    assert read["lesions"][0]["mean_hu"] is None
+    assert read["lesions"][0]["max_hu"] is None
+    assert read["normal_marrow"] == {
+        "median_hu": None,
+        "robust_sd_hu": None,
+        "kinds_judged_by": "fixed HU limits",
+    }
+
+
+def test_a_study_without_lesions_is_a_document_too(tmp_path):
+    read = json.loads(write_result_json(result_document(a_result()), tmp_path / "r.json").read_text())
+    assert read["summary"]["lesion_count"] == 0
+    assert read["summary"]["largest_lesion_id"] is None
+    assert read["lesions"] == []
+
+
+def test_what_fails_while_writing_leaves_no_file(tmp_path, monkeypatch):
+    target = write_whole(tmp_path / "report", "old")
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tables.Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(target, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+    assert target.read_text() == "old"
+
+
+def test_headline_in_words():
+    assert summarise(a_result()).headline == "No lesion found"
+    assert summarise(a_result(a_lesion(1, 350.0))).headline == "1 lesion, 0.35 mL"
+    two = summarise(a_result(a_lesion(1, 12_000.0), a_lesion(2, 400.0, kind="mixed")))
+    assert two.headline == "2 lesions, 12.4 mL"
+    assert two.kinds_in_words == "1 lytic, 1 mixed"
+    assert volume_in_words(1000.0) == "1.0 mL"

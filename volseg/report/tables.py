@@ -1,0 +1,156 @@
+"""PatientResult -> lesions.csv for people with spreadsheets, result.json for programs.
+
+Column names and JSON keys are a promise: they carry their units, and a change of meaning raises `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.geometry import axis_codes, spacing_mm
+from volseg.report.files import write_whole
+from volseg.report.summary import INTENDED_USE, by_size, summarise
+from volseg.types import Lesion, PatientResult
+
+SCHEMA_VERSION = "1.0"
+
+CSV_COLUMNS = (
+    "study",
+    "lesion_id",
+    "kind",
+    "volume_mm3",
+    "longest_axial_diameter_mm",
+    "mean_hu",
+    "min_hu",
+    "max_hu",
+    "score",
+    "center_right_mm",
+    "center_anterior_mm",
+    "center_superior_mm",
+    "box_x0_voxel",
+    "box_y0_voxel",
+    "box_z0_voxel",
+    "box_x1_voxel",
+    "box_y1_voxel",
+    "box_z1_voxel",
+)
+
+
+def write_lesions_csv(result: PatientResult, path: Path | str) -> Path:
+    """One row per lesion, largest first, columns `CSV_COLUMNS`; a header alone if there is none.
+
+    `center_*` are RAS+ mm, boxes half-open voxel indices on the source grid. NaN and Inf are empty cells; a text that
+    a spreadsheet would run as a formula is prefixed with an apostrophe.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for lesion in by_size(result):
+        writer.writerow([_cell(value) for value in _row(result.study.name, lesion)])
+    return write_whole(path, text.getvalue())
+
+
+def result_document(
+    result: PatientResult, files: Iterable[str | Path] = (), *, seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Everything about one study as JSON types; NaN and Inf become None.
+
+    `files` are the names of the files written beside it; `seconds` adds stages timed after the result was sealed
+    (writing), by name.
+    """
+    summary = summarise(result)
+    image = result.image
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "intended_use": INTENDED_USE,
+        "study": {
+            "name": result.study.name,
+            "site": result.study.site,
+            "source": result.study.source,
+            "notes": list(result.study.notes),
+            "channel": image.channel,
+            "series_uid": image.series_uid,
+            "shape": list(image.voxels.shape),
+            "spacing_mm": spacing_mm(image.affine),
+            "axes": axis_codes(image.affine),
+            "affine_ras": np.asarray(image.affine),
+        },
+        "summary": {
+            "lesion_count": summary.count,
+            "total_volume_mm3": summary.total_volume_mm3,
+            "by_kind": summary.by_kind,
+            "largest_lesion_id": summary.largest.id if summary.largest else None,
+            "largest_volume_mm3": summary.largest.volume_mm3 if summary.largest else None,
+            "longest_axial_diameter_mm": max(
+                (lesion.longest_axial_diameter_mm for lesion in result.lesions), default=None
+            ),
+            "bone_volume_mm3": result.bone_volume_mm3,
+        },
+        "lesions": [asdict(lesion) for lesion in by_size(result)],
+        "normal_marrow": {
+            "median_hu": result.marrow_hu[0],
+            "robust_sd_hu": result.marrow_hu[1],
+            "kinds_judged_by": "the patient's own marrow" if summary.marrow_known else "fixed HU limits",
+        },
+        "provenance": asdict(result.provenance),
+        "device": result.provenance.device,
+        "seconds": {**result.seconds, **(seconds or {})},
+        "warnings": list(result.warnings),
+        "files": [str(name) for name in files],
+    }
+    return {key: _plain(value) for key, value in document.items()}
+
+
+def write_result_json(document: Mapping[str, Any], path: Path | str) -> Path:
+    """Write what `result_document` made, indented, strict JSON (no NaN)."""
+    return write_whole(path, json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _row(study: str, lesion: Lesion) -> tuple[Any, ...]:
+    return (
+        study,
+        lesion.id,
+        lesion.kind,
+        lesion.volume_mm3,
+        lesion.longest_axial_diameter_mm,
+        lesion.mean_hu,
+        lesion.min_hu,
+        lesion.max_hu,
+        lesion.score,
+        *lesion.center_ras_mm,
+        *lesion.box,
+    )
+
+
+def _cell(value: Any) -> str:
+    """Text of a cell: at most four decimals, no formula, no line break."""
+    if isinstance(value, str):
+        value = " ".join(value.split())
+        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    if isinstance(value, float | np.floating):
+        return f"{float(value):.4f}".rstrip("0").rstrip(".") if math.isfinite(value) else ""
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Anything we hold -> what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
