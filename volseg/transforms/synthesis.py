@@ -1,0 +1,304 @@
+"""Lesions grown in the bone of any CT: a `Volume` enters; the same CT with lesions and their exact masks leave.
+
+Everything is in mm on the CT's own grid, chance comes from one numpy Generator, and only a small box around each
+lesion is touched. Synthetic results are never clinical accuracy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from volseg.errors import InputError
+from volseg.geometry import closest_axes, spacing_mm, voxel_to_ras_mm, voxel_volume_mm3
+from volseg.transforms.bone import bone_mask
+from volseg.transforms.synthesis_distractors import DISTRACTORS
+from volseg.transforms.synthesis_paint import Painted, Painter, Site, lytic, mixed, sclerotic
+from volseg.transforms.synthesis_scanner import Scanner, measure_scanner
+from volseg.transforms.synthesis_shape import depth_in_bone_mm, draw_parts, outline_mm
+from volseg.types import Volume
+
+log = logging.getLogger(__name__)
+
+KIND_WEIGHTS: Mapping[str, float] = {"lytic": 0.4, "sclerotic": 0.35, "mixed": 0.25}
+PAINTERS: dict[str, Painter] = {"lytic": lytic, "sclerotic": sclerotic, "mixed": mixed}
+SMALLEST_LESION_MM3 = 60.0
+SMALLEST_GAP_MM = 3.0
+# A label on something invisible teaches noise: the mean change inside the mask, smoothed, must reach this.
+SMALLEST_CHANGE_HU = 40.0
+TRIES = 25
+
+
+class Bone(Protocol):
+    """Three bool arrays (X, Y, Z) on the CT's grid, as `volseg.transforms.bone.BoneMask` has them."""
+
+    @property
+    def bone(self) -> NDArray[np.bool_]: ...
+    @property
+    def marrow(self) -> NDArray[np.bool_]: ...
+    @property
+    def cortex(self) -> NDArray[np.bool_]: ...
+
+
+@dataclass(frozen=True)
+class GrownLesion:
+    """One grown thing. `id` is its voxel value; `radii_mm` those of its largest part; `parameters` what was drawn."""
+
+    id: int
+    kind: str
+    center_ras_mm: tuple[float, float, float]
+    radii_mm: tuple[float, float, float]
+    volume_mm3: float
+    marrow_hu: float
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Grown:
+    """A CT with lesions. `instances` (uint16, same grid) holds the lesions' ids 1..n, `distractor_instances` those of
+    the benign things, which are background to a network."""
+
+    volume: Volume
+    instances: NDArray[np.uint16]
+    lesions: tuple[GrownLesion, ...]
+    distractor_instances: NDArray[np.uint16]
+    distractors: tuple[GrownLesion, ...]
+
+
+def draw_diameter_mm(rng: np.random.Generator) -> float:
+    """Many small lesions and some large: 60 % log-uniform 6-15 mm, 27 % 12-24 mm, 13 % 22-40 mm."""
+    which = rng.random()
+    if which < 0.6:
+        return float(np.exp(rng.uniform(np.log(6), np.log(15))))
+    return float(rng.uniform(12, 24) if which < 0.87 else rng.uniform(22, 40))
+
+
+def grow_lesions(
+    volume: Volume,
+    *,
+    n: int,
+    rng: np.random.Generator,
+    bone: Bone | None = None,
+    scanner: Scanner | None = None,
+    kinds: Mapping[str, float] = KIND_WEIGHTS,
+    distractors: int = 0,
+    diameters_mm: tuple[float, float] | None = None,
+) -> Grown:
+    """Grow `n` lesions and `distractors` benign look-alikes in the bone of a CT in HU.
+
+    `bone` is found by `volseg.transforms.bone.bone_mask` unless given; `scanner` is measured unless given (give it for
+    cuts of one CT: it costs about a second). `kinds` weighs lytic, sclerotic and mixed; `diameters_mm` narrows the sizes
+    to a log-uniform range. Where bone runs out of room fewer are grown and a warning is logged: ids are 1..len(lesions).
+    The voxels keep their type. Raises InputError where there is no bone.
+    """
+    if bone is None:
+        bone = bone_mask(volume.voxels, volume.affine)
+    canvas = _Canvas(volume, bone, scanner, n + distractors)
+    names, weights = list(kinds), np.asarray(list(kinds.values()), float)
+    lesions: list[GrownLesion] = []
+    benign: list[GrownLesion] = []
+    for _ in range(n):
+        kind = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+        size = float(np.exp(rng.uniform(*np.log(diameters_mm)))) if diameters_mm else draw_diameter_mm(rng)
+        grown = canvas.grow(kind, PAINTERS[kind], size, "marrow", canvas.instances, len(lesions) + 1, rng)
+        lesions += [grown] if grown else []
+    benign_names = list(DISTRACTORS)
+    odds = np.asarray([DISTRACTORS[name][3] for name in benign_names])
+    for _ in range(distractors):
+        name = benign_names[int(rng.choice(len(odds), p=odds / odds.sum()))]
+        painter, (low, high), place, _weight = DISTRACTORS[name]
+        size = float(rng.uniform(low, high))
+        grown = canvas.grow(name, painter, size, place, canvas.distractors, len(benign) + 1, rng)
+        benign += [grown] if grown else []
+    if len(lesions) < n:
+        log.warning("grew %d of %d lesions: no room left in %.0f ml of bone", len(lesions), n, canvas.bone_ml)
+    return Grown(
+        volume=replace(volume, voxels=canvas.voxels),
+        instances=canvas.instances,
+        lesions=tuple(lesions),
+        distractor_instances=canvas.distractors,
+        distractors=tuple(benign),
+    )
+
+
+class _Canvas:
+    """The CT while lesions are grown in it; knows what is taken."""
+
+    def __init__(self, volume: Volume, bone: Bone, scanner: Scanner | None, wanted: int) -> None:
+        self.affine = volume.affine
+        self.spacing = spacing_mm(volume.affine)
+        self.bone, self.marrow, self.cortex = bone.bone, bone.marrow, bone.cortex
+        self.voxels = volume.voxels.copy()
+        self.instances = np.zeros(volume.voxels.shape, np.uint16)
+        self.distractors = np.zeros(volume.voxels.shape, np.uint16)
+        self.places = {"marrow": np.flatnonzero(self.marrow), "bone": np.flatnonzero(self.bone)}
+        self.bone_ml = self.places["bone"].size * voxel_volume_mm3(volume.affine) / 1000
+        if wanted and not self.places["bone"].size:
+            raise InputError("no-bone", f"no bone in the {volume.channel} volume; lesions need bone to grow in")
+        self.scanner = scanner or (measure_scanner(volume.voxels, volume.affine) if wanted else None)
+        self.superior_axis = closest_axes(volume.affine)[0][2]
+        self.taken: list[tuple[NDArray, float]] = []
+
+    def center(self, place: str, rng: np.random.Generator) -> NDArray[np.int64] | None:
+        """A voxel where something may begin: in marrow (1 in 6 anywhere in bone), or on a surface that leans right."""
+        if place == "marrow":
+            pool = self.places["marrow" if self.places["marrow"].size and rng.random() < 5 / 6 else "bone"]
+            return np.asarray(np.unravel_index(pool[rng.integers(pool.size)], self.bone.shape))
+        pool = self.places["bone"]
+        for _ in range(40):
+            ijk = np.asarray(np.unravel_index(pool[rng.integers(pool.size)], self.bone.shape))
+            if not self.cortex[tuple(ijk)]:
+                continue
+            slices = _box(ijk, np.ceil(4 / self.spacing).astype(int), self.bone.shape)
+            local = self.bone[slices]
+            offsets = np.indices(local.shape).reshape(3, -1)[:, local.ravel()].mean(1)
+            lean = ((np.asarray(local.shape) - 1) / 2 - offsets) * self.spacing
+            steep = abs(lean[self.superior_axis]) / (np.linalg.norm(lean) + 1e-6)
+            if (steep > 0.85) == (place == "endplate"):
+                return ijk
+        return None
+
+    def grow(
+        self,
+        kind: str,
+        painter: Painter,
+        diameter_mm: float,
+        place: str,
+        into: NDArray[np.uint16],
+        number: int,
+        rng: np.random.Generator,
+    ) -> GrownLesion | None:
+        """Try places until one takes the lesion; smaller after every eighth refusal."""
+        for attempt in range(TRIES):
+            size = diameter_mm * 0.8 ** (attempt // 8)
+            ijk = self.center(place, rng)
+            if ijk is None:
+                continue
+            center = voxel_to_ras_mm(self.affine, ijk)
+            if any(np.linalg.norm(center - c) < 0.5 * size + 0.5 * d + SMALLEST_GAP_MM for c, d in self.taken):
+                continue
+            grown = self._try(kind, painter, size, ijk, into, number, rng)
+            if grown is not None:
+                self.taken.append((center, size))
+                return grown
+        return None
+
+    def _try(
+        self,
+        kind: str,
+        painter: Painter,
+        diameter_mm: float,
+        ijk: NDArray,
+        into: NDArray[np.uint16],
+        number: int,
+        rng: np.random.Generator,
+    ) -> GrownLesion | None:
+        parts = draw_parts(diameter_mm, rng)
+        roughness = float(rng.uniform(0.1, 0.25))
+        reach_mm = max(float(np.linalg.norm(p.offset_mm)) + max(p.radii_mm) for p in parts) * (1 + roughness) + 7
+        slices = _box(ijk, np.ceil(reach_mm / self.spacing).astype(int), self.bone.shape)
+        site = self._site(slices, ijk, diameter_mm, parts, roughness, rng)
+        if site is None:
+            return None
+        painted = painter(site, rng)
+        mask = _largest_piece(painted.weight > 0.5)
+        volume_mm3 = float(mask.sum()) * voxel_volume_mm3(self.affine)
+        smallest = SMALLEST_LESION_MM3 if into is self.instances else SMALLEST_LESION_MM3 / 3
+        if volume_mm3 < smallest or self._touches(mask, slices) or not _visible(site, painted, mask):
+            return None
+        old = self.voxels[slices]
+        new = painted.voxels
+        changed = new != site.hu
+        if np.issubdtype(old.dtype, np.integer):
+            limits = np.iinfo(old.dtype)
+            new = np.clip(np.rint(new), limits.min, limits.max)
+        self.voxels[slices] = np.where(changed, new, old).astype(old.dtype)
+        into[slices][mask] = number
+        where = np.argwhere(mask).mean(0) + [s.start for s in slices]
+        middle = voxel_to_ras_mm(self.affine, where)
+        return GrownLesion(
+            id=number,
+            kind=kind,
+            center_ras_mm=(float(middle[0]), float(middle[1]), float(middle[2])),
+            radii_mm=parts[0].radii_mm,
+            volume_mm3=volume_mm3,
+            marrow_hu=site.marrow_hu,
+            parameters={"diameter_mm": diameter_mm, "roughness": roughness, "parts": len(parts), **painted.parameters},
+        )
+
+    def _site(
+        self,
+        slices: tuple[slice, ...],
+        ijk: NDArray,
+        diameter_mm: float,
+        parts: Any,
+        roughness: float,
+        rng: np.random.Generator,
+    ) -> Site | None:
+        """Gather the box around a center; None where the center's own piece of bone is too small."""
+        hu = self.voxels[slices].astype(np.float32)
+        start = np.asarray([s.start for s in slices])
+        offsets = np.indices(hu.shape, dtype=np.float32) - (ijk - start).reshape(3, 1, 1, 1).astype(np.float32)
+        xyz = np.tensordot(self.affine[:3, :3].astype(np.float32), offsets, 1)
+        outline = outline_mm(parts, xyz, self.spacing, roughness, rng).astype(np.float32)
+        bone = self.bone[slices]
+        pieces, _ = ndimage.label(bone & (outline > -2))
+        home = pieces[tuple(ijk - start)]
+        if home == 0:
+            return None
+        mine = pieces == home
+        # Bone beyond the outline still belongs to the lesion's bone: its surface must not be moved.
+        other = (pieces > 0) & ~mine
+        near = bone & ~other
+        if float((mine & (outline > 0)).sum()) * float(np.prod(self.spacing)) < SMALLEST_LESION_MM3 / 3:
+            return None
+        ring = self.marrow[slices] & (outline < -1) & (outline > -9)
+        for sample in (ring, self.marrow[slices], bone):
+            if sample.sum() >= 30:
+                break
+        assert self.scanner is not None
+        return Site(
+            hu=hu,
+            smooth_hu=ndimage.gaussian_filter(hu, 1.6 / self.spacing, truncate=2.5),
+            outline_mm=outline,
+            bone_depth_mm=depth_in_bone_mm(near, self.spacing).astype(np.float32),
+            other_bone=ndimage.binary_dilation(other),
+            cortex=self.cortex[slices],
+            xyz_mm=xyz,
+            spacing_mm=self.spacing,
+            superior_axis=self.superior_axis,
+            diameter_mm=diameter_mm,
+            marrow_hu=float(np.median(hu[sample])) if sample.any() else 100.0,
+            noise_hu=self.scanner.noise_hu,
+            scanner=self.scanner,
+        )
+
+    def _touches(self, mask: NDArray[np.bool_], slices: tuple[slice, ...]) -> bool:
+        """Whether the mask comes within 3 mm of another lesion or distractor."""
+        taken = (self.instances[slices] > 0) | (self.distractors[slices] > 0)
+        if not taken.any():
+            return False
+        distance = ndimage.distance_transform_edt(~taken, sampling=self.spacing)
+        return bool(distance[mask].min() < SMALLEST_GAP_MM)
+
+
+def _box(ijk: NDArray, radius: NDArray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(max(0, int(c - r)), min(n, int(c + r) + 1)) for c, r, n in zip(ijk, radius, shape, strict=True))
+
+
+def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    pieces, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    return pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+
+
+def _visible(site: Site, painted: Painted, mask: NDArray[np.bool_]) -> bool:
+    change = ndimage.gaussian_filter(painted.voxels - site.hu, 1.0 / site.spacing_mm, truncate=2.0)
+    return float(np.abs(change[mask]).mean()) > SMALLEST_CHANGE_HU
