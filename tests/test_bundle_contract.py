@@ -119,9 +119,11 @@ def test_the_metadata_passes_monais_verifier(bundle: Path, shared: Path, tmp_pat
 def test_every_target_is_an_installed_class(bundle: Path):
     """`scripts.X` works only from inside the bundle's folder; a misspelt target fails only when its config runs."""
     bad = []
-    for file, where, target in targets(bundle):
+    locator = ComponentLocator()
+    for file, where, node in components(bundle):
+        target = node["_target_"]
         if "." not in target:
-            if ComponentLocator().get_component_module_name(target) is None:
+            if locator.get_component_module_name(target) is None:
                 bad.append(f"{file}: {where}: MONAI has nothing called {target}")
         elif not target.startswith(INSTALLED):
             bad.append(f"{file}: {where}: {target} is not one of {', '.join(INSTALLED)}...")
@@ -139,17 +141,19 @@ def test_the_configs_avoid_the_known_traps(bundle: Path):
             bad.append(f"{file}: {where}: scripts.* fails from another working directory")
         if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:\\)", value):
             bad.append(f"{file}: {where}: {value} is a path on one machine")
+        if isinstance(value, str) and value.startswith("$") and "import" in value and "@" in value:
+            bad.append(f"{file}: {where}: MONAI parses what says `import` as plain Python, where @ is a syntax error")
         if last == "amp" and value is True:
             bad.append(f"{file}: {where}: amp calls autocast('cuda') always; use the precision switch")
         if last == "map_location" and value != "@device":
             bad.append(f"{file}: {where}: map_location must be @device")
-    for file, where, target in targets(bundle):
-        node = lookup(configs(bundle)[file], where)
-        if target.rsplit(".", 1)[-1] == "Orientationd" and node.get("labels", "absent") is not None:
+    for file, where, node in components(bundle):
+        name = node["_target_"].rsplit(".", 1)[-1]
+        if name == "Orientationd" and node.get("labels", "absent") is not None:
             bad.append(f"{file}: {where}: Orientationd wants labels null")
-        if target.rsplit(".", 1)[-1] == "CheckpointLoader" and "map_location" not in node:
+        if name == "CheckpointLoader" and "map_location" not in node:
             bad.append(f"{file}: {where}: CheckpointLoader without map_location breaks where there is no GPU")
-        if target.endswith(("DataLoader", "ThreadDataLoader")) and not str(node.get("num_workers", "")).startswith("@"):
+        if name in ("DataLoader", "ThreadDataLoader") and not str(node.get("num_workers", "")).startswith("@"):
             bad.append(f"{file}: {where}: num_workers must be a key of its own that can be overridden")
     assert bad == [], "\n" + "\n".join(bad)
 
@@ -291,18 +295,12 @@ def leaves(bundle: Path) -> Iterator[tuple[str, str, Any]]:
         yield from ((file, where, value) for where, value in walk(content) if not isinstance(value, (dict, list)))
 
 
-def targets(bundle: Path) -> Iterator[tuple[str, str, str]]:
-    """(config, id of the component, its `_target_`)."""
+def components(bundle: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(config, id of the component, its arguments with `_target_`)."""
     for file, content in configs(bundle).items():
         for where, node in walk(content):
-            if isinstance(node, dict) and "_target_" in node:
-                yield file, where, str(node["_target_"])
-
-
-def lookup(content: Any, where: str) -> Any:
-    for key in filter(None, where.split("#")):
-        content = content[int(key)] if isinstance(content, list) else content[key]
-    return content
+            if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+                yield file, where, node
 
 
 def exists(target: str) -> bool:
