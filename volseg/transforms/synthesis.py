@@ -20,7 +20,7 @@ from volseg.geometry import closest_axes, spacing_mm, voxel_to_ras_mm, voxel_vol
 from volseg.transforms.bone import bone_mask
 from volseg.transforms.synthesis_distractors import DISTRACTORS
 from volseg.transforms.synthesis_paint import Painted, Painter, Site, lytic, mixed, sclerotic
-from volseg.transforms.synthesis_scanner import Scanner, measure_scanner
+from volseg.transforms.synthesis_scanner import SMOOTH_MM, SOFT_TISSUE_HU, Scanner, measure_scanner
 from volseg.transforms.synthesis_shape import depth_in_bone_mm, draw_parts, outline_mm
 from volseg.types import Volume
 
@@ -30,8 +30,12 @@ KIND_WEIGHTS: Mapping[str, float] = {"lytic": 0.4, "sclerotic": 0.35, "mixed": 0
 PAINTERS: dict[str, Painter] = {"lytic": lytic, "sclerotic": sclerotic, "mixed": mixed}
 SMALLEST_LESION_MM3 = 60.0
 SMALLEST_GAP_MM = 3.0
-# A label on something invisible teaches noise: the mean change inside the mask, smoothed, must reach this.
-SMALLEST_CHANGE_HU = 40.0
+# A label on something invisible teaches noise: the mean change inside the mask, smoothed, must reach this, and a
+# share of the deviation that was there before.
+SMALLEST_CHANGE_HU = 50.0
+SMALLEST_CHANGE_IN_DEVIATIONS = 0.35
+# Lesions begin in cancellous bone; solid facets and shafts are left to those that reach them.
+DENSE_MARROW_HU = 450.0
 TRIES = 25
 
 
@@ -93,8 +97,8 @@ def grow_lesions(
     """Grow `n` lesions and `distractors` benign look-alikes in the bone of a CT in HU.
 
     `bone` is found by `volseg.transforms.bone.bone_mask` unless given; `scanner` is measured unless given (give it for
-    cuts of one CT: it costs about a second). `kinds` weighs lytic, sclerotic and mixed; `diameters_mm` narrows the sizes
-    to a log-uniform range. Where bone runs out of room fewer are grown and a warning is logged: ids are 1..len(lesions).
+    cuts of one CT: it costs a second). `kinds` weighs lytic, sclerotic and mixed; `diameters_mm` narrows the sizes to a
+    log-uniform range. Where bone runs out of room fewer are grown and a warning is logged: ids are 1..len(lesions).
     The voxels keep their type. Raises InputError where there is no bone.
     """
     if bone is None:
@@ -137,7 +141,8 @@ class _Canvas:
         self.voxels = volume.voxels.copy()
         self.instances = np.zeros(volume.voxels.shape, np.uint16)
         self.distractors = np.zeros(volume.voxels.shape, np.uint16)
-        self.places = {"marrow": np.flatnonzero(self.marrow), "bone": np.flatnonzero(self.bone)}
+        cancellous = self.marrow & (self.voxels < DENSE_MARROW_HU)
+        self.places = {"marrow": np.flatnonzero(cancellous), "bone": np.flatnonzero(self.bone)}
         self.bone_ml = self.places["bone"].size * voxel_volume_mm3(volume.affine) / 1000
         if wanted and not self.places["bone"].size:
             raise InputError("no-bone", f"no bone in the {volume.channel} volume; lesions need bone to grow in")
@@ -263,11 +268,14 @@ class _Canvas:
             if sample.sum() >= 30:
                 break
         assert self.scanner is not None
+        depth = depth_in_bone_mm(near, self.spacing).astype(np.float32)
+        smooth = ndimage.gaussian_filter(hu, SMOOTH_MM / self.spacing, truncate=2.5)
+        soft = (depth < -4) & (smooth > SOFT_TISSUE_HU[0]) & (smooth < SOFT_TISSUE_HU[1])
         return Site(
             hu=hu,
-            smooth_hu=ndimage.gaussian_filter(hu, 1.6 / self.spacing, truncate=2.5),
+            smooth_hu=smooth,
             outline_mm=outline,
-            bone_depth_mm=depth_in_bone_mm(near, self.spacing).astype(np.float32),
+            bone_depth_mm=depth,
             other_bone=ndimage.binary_dilation(other),
             cortex=self.cortex[slices],
             xyz_mm=xyz,
@@ -275,7 +283,7 @@ class _Canvas:
             superior_axis=self.superior_axis,
             diameter_mm=diameter_mm,
             marrow_hu=float(np.median(hu[sample])) if sample.any() else 100.0,
-            noise_hu=self.scanner.noise_hu,
+            noise_hu=self.scanner.local_noise_hu(hu, smooth, soft),
             scanner=self.scanner,
         )
 
@@ -301,4 +309,5 @@ def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _visible(site: Site, painted: Painted, mask: NDArray[np.bool_]) -> bool:
     change = ndimage.gaussian_filter(painted.voxels - site.hu, 1.0 / site.spacing_mm, truncate=2.0)
-    return float(np.abs(change[mask]).mean()) > SMALLEST_CHANGE_HU
+    before = float(site.smooth_hu[mask].std())
+    return float(np.abs(change[mask]).mean()) > max(SMALLEST_CHANGE_HU, SMALLEST_CHANGE_IN_DEVIATIONS * before)

@@ -12,7 +12,7 @@ from volseg.transforms.synthesis_shape import smooth_step
 def enostosis(site: Site, rng: np.random.Generator) -> Painted:
     """A bone island: as dense as cortex, N(1190, 240) HU (AJR 2016), its brush border runs into the trabeculae."""
     target = float(np.clip(rng.normal(1190, 240), 800, 1700))
-    bristles = site.outline_mm + 0.12 * site.diameter_mm * site.texture(0.7, rng)
+    bristles = site.outline_mm + (0.3 + 0.05 * site.diameter_mm) * site.texture(0.8, rng)
     weight = smooth_step(bristles, 0.5) * site.bone_weight
     return Painted(add(site, site.hu, weight * np.maximum(target - site.smooth_hu, 0)), weight, {"target_hu": target})
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from volseg.ops.random_fields import smooth_noise
 from volseg.transforms.synthesis_scanner import Scanner
 from volseg.transforms.synthesis_shape import smooth_step
-from volseg.transforms.synthesis_texture import smooth_noise
 
 SMALLEST_CONTRAST_HU = 45.0
 
@@ -129,6 +129,11 @@ def erode_cortex(site: Site, edge_mm: float, p_break: float, p_soft_part: float,
     return Erosion(np.clip(weight, 0, 1), removed, kept_mm, soft_part_mm)
 
 
+def _infiltration(site: Site, opacity: float) -> NDArray:
+    """Old trabeculae shine through deep in the marrow only: a uniform veil over cortex would look painted."""
+    return opacity + (1 - opacity) * (1 - smooth_step(site.bone_depth_mm - 2, 0.7))
+
+
 def _rim(site: Site, width_mm: float, rng: np.random.Generator) -> NDArray:
     """A shell of reactive bone just outside the outline, broken here and there, inside the marrow only."""
     shell = np.exp(-0.5 * ((site.outline_mm + width_mm / 2) / (width_mm / 2)) ** 2)
@@ -143,7 +148,7 @@ def lytic(site: Site, rng: np.random.Generator) -> Painted:
     faint = abs(tissue - site.marrow_hu) < 80
     erosion = erode_cortex(site, edge_mm, 0.85 if faint else 0.5, 0.4, rng)
     opacity = float(rng.uniform(0.75, 1.0))
-    weight = erosion.weight * opacity
+    weight = erosion.weight * _infiltration(site, opacity)
     spared = 0.0
     if site.diameter_mm > 14 and rng.random() < 0.4:
         spared = float(rng.uniform(0.05, 0.25))
@@ -199,12 +204,12 @@ def mixed(site: Site, rng: np.random.Generator) -> Painted:
     dense = float(np.clip(rng.normal(520, 150), max(250, site.marrow_hu + 130), 1000))
     opacity = float(rng.uniform(0.65, 1.0))
     erosion = erode_cortex(site, edge_mm, 0.35, 0.15, rng)
-    field = site.texture(float(np.clip(0.14 * site.diameter_mm, 1.0, 3.0)), rng)
+    field = site.texture(float(np.clip(0.14 * site.diameter_mm, 1.0, 3.0)), rng) + 0.5 * site.texture(0.8, rng)
     inside = erosion.weight > 0.5
     level = np.quantile(field[inside], 1 - share) if inside.any() else 0.0
     nodules = smooth_step(field - level, 0.3) * smooth_step(site.bone_depth_mm, 0.5)
     tissues = tissue + 15 * site.texture(2.0, rng) + nodules * (dense - tissue + 60 * site.texture(1.2, rng))
-    voxels = replace(site, erosion.weight * opacity, tissues, rng)
+    voxels = replace(site, erosion.weight * _infiltration(site, opacity), tissues, rng)
     drawn = {
         "tissue_hu": tissue,
         "nodule_hu": dense,

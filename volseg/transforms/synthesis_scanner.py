@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from volseg.geometry import spacing_mm
+from volseg.ops.random_fields import BANK, random_cut
 
 # Cortex against fat or muscle as the 99th percentile edge sees it. Chosen so that the 1 mm chest CT gives about
 # 0.4 mm in all axes and the 4.25 mm slices of ACRIN-FLT about 1.9 mm along z (measured 2026-11).
 BONE_EDGE_HU = 640.0
 SOFT_TISSUE_HU = (-20.0, 110.0)
+SMOOTH_MM = 1.6
 PATCH = 12
-BANK = 64
 FALLBACK_NOISE_HU = 12.0
 
 
@@ -28,27 +29,25 @@ class Scanner:
 
     `blur_mm` (3,) is the Gaussian sigma of the point spread along each voxel axis; `noise_hu` the standard deviation in
     homogeneous soft tissue; `grain` (64, 64, 64) a periodic field of mean 0 and deviation 1 with the CT's own noise
-    power spectrum.
+    power spectrum, of which `grain_residual` is left once it is smoothed by 1.6 mm and that is taken off.
     """
 
     blur_mm: tuple[float, float, float]
     noise_hu: float
     grain: NDArray[np.float32]
+    grain_residual: float
+
+    def local_noise_hu(self, hu: NDArray, smooth_hu: NDArray, soft: NDArray[np.bool_]) -> float:
+        """Noise deviation in a box's soft tissue, from what smoothing takes off; the whole CT's if little is there."""
+        rest = (hu - smooth_hu)[soft]
+        if rest.size < 400:
+            return self.noise_hu
+        local = 1.4826 * float(np.median(np.abs(rest - np.median(rest)))) / max(self.grain_residual, 0.1)
+        return float(np.clip(local, 0.6 * self.noise_hu, 2.0 * self.noise_hu))
 
     def noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
         """A random cut of the grain, deviation 1, of any shape (periodic beyond 64 voxels)."""
         return random_cut(self.grain, shape, rng)
-
-
-def random_cut(bank: NDArray[np.float32], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A cut of a periodic bank at a random place, mirrored at random along each axis."""
-    starts = rng.integers(0, bank.shape)
-    signs = rng.choice((-1, 1), size=3)
-    index = [
-        (start + sign * np.arange(n)) % size
-        for start, sign, n, size in zip(starts, signs, shape, bank.shape, strict=True)
-    ]
-    return bank[np.ix_(*index)]
 
 
 def measure_scanner(hu: NDArray, affine: NDArray, *, seed: int = 0) -> Scanner:
@@ -56,7 +55,8 @@ def measure_scanner(hu: NDArray, affine: NDArray, *, seed: int = 0) -> Scanner:
     spacing = spacing_mm(affine)
     patches = _soft_patches(hu)
     sigma, grain = _grain(patches, np.random.default_rng(seed))
-    return Scanner(blur_mm=_blur_mm(hu, spacing), noise_hu=sigma, grain=grain)
+    rest = grain - ndimage.gaussian_filter(grain, SMOOTH_MM / spacing, mode="wrap", truncate=2.5)
+    return Scanner(blur_mm=_blur_mm(hu, spacing), noise_hu=sigma, grain=grain, grain_residual=float(rest.std()))
 
 
 def _blur_mm(hu: NDArray, spacing: NDArray) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.transforms.synthesis_texture import smooth_noise
+from volseg.ops.random_fields import smooth_noise
 
 
 @dataclass(frozen=True)

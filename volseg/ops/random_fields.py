@@ -8,9 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from volseg.transforms.synthesis_scanner import BANK, random_cut
-
+BANK = 64
 SCALES_MM = (0.7, 1.2, 2.0, 3.2, 5.0, 8.0)
+
+
+def random_cut(bank: NDArray[np.float32], shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A cut of a periodic bank at a random place, mirrored at random along each axis."""
+    starts = rng.integers(0, bank.shape)
+    signs = rng.choice((-1, 1), size=3)
+    index = [
+        (start + sign * np.arange(n)) % size
+        for start, sign, n, size in zip(starts, signs, shape, bank.shape, strict=True)
+    ]
+    return bank[np.ix_(*index)]
 
 
 @lru_cache(maxsize=16)
