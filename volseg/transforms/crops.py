@@ -131,7 +131,7 @@ class RandBoneCropd(Randomizable, MapTransform, MultiSampleTrait):
         self.num_samples, self.jitter = num_samples, jitter
         self.pad_values = ensure_tuple_rep(pad_values, len(self.keys))
 
-    def randomize(
+    def randomize(  # type: ignore[override]
         self, indices: Mapping[str, NDArray[np.int32]], shape: Sequence[int]
     ) -> list[tuple[str, NDArray[np.int64]]]:
         """Draw (kind, first voxel of the patch) `num_samples` times; negative where the volume is smaller."""

@@ -94,7 +94,7 @@ class ResampleToGrid(InvertibleTransform):
     def __init__(self, mode: str = "bilinear") -> None:
         self.mode = mode
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         tensor: MetaTensor,
         *,
