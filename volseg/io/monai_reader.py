@@ -1,0 +1,89 @@
+"""MONAI's door to our readers: a bundle loads NIfTI, NRRD or a DICOM folder as strictly as `volseg predict` does.
+
+The only module of this room that imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import DtypeLike, KeysCollection
+from monai.data import ImageReader
+from monai.transforms import LoadImaged
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from volseg.io.study import read_volume
+from volseg.types import Volume
+
+PathLike = str | os.PathLike
+
+
+class StrictReader(ImageReader):
+    """Paths -> arrays (X, Y, Z) with RAS+ affine, through `volseg.io.study.read_volume`. Label maps stay integers."""
+
+    def __init__(self, *, series_uid: str | None = None) -> None:
+        super().__init__()
+        self.series_uid = series_uid
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """True: whatever cannot be read is refused in words by `read`."""
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Volume]:
+        """Read one path, or several of one grid that become channels. Raises InputError."""
+        return [read_volume(Path(p), series_uid=self.series_uid)[0] for p in ensure_tuple(data)]
+
+    def get_data(self, img: Sequence[Volume]) -> tuple[np.ndarray, dict]:
+        """Volumes -> (array, meta); several are stacked on a new first axis."""
+        first = img[0]
+        for other in img[1:]:
+            if other.voxels.shape != first.voxels.shape or not np.allclose(other.affine, first.affine, atol=1e-3):
+                raise ValueError("images given together must share one grid (shape and affine)")
+        meta = {
+            MetaKeys.AFFINE: first.affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(first.voxels.shape),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if len(img) == 1 else 0,
+            "channel": first.channel,
+            "series_uid": first.series_uid or "",
+        }
+        return first.voxels if len(img) == 1 else np.stack([v.voxels for v in img]), meta
+
+
+class LoadStudyd(LoadImaged):
+    """`LoadImaged` that reads through `StrictReader` and never falls back to a reader that repairs in silence.
+
+    Args as in LoadImaged; `ensure_channel_first` is True by default. Raises InputError with a reason code.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        dtype: DtypeLike = np.float32,
+        ensure_channel_first: bool = True,
+        image_only: bool = True,
+        series_uid: str | None = None,
+        allow_missing_keys: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.strict = StrictReader(series_uid=series_uid)
+        super().__init__(
+            keys,
+            reader=None,
+            dtype=dtype,
+            image_only=image_only,
+            ensure_channel_first=ensure_channel_first,
+            allow_missing_keys=allow_missing_keys,
+            **kwargs,
+        )
+        self._loader.readers = [self.strict]
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict:
+        """Load every key. A reader given here wins, as in LoadImaged."""
+        return super().__call__(data, reader or self.strict)
