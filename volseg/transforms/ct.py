@@ -9,38 +9,15 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform, ScaleIntensityRanged
+from monai.transforms import MapTransform, ScaleIntensityRanged
+from torch import Tensor
 
 from volseg.geometry import Affine, closest_axes
 from volseg.transforms.bone import bone_mask
+from volseg.transforms.interpolate import LINEAR, interpolation_mode
 from volseg.transforms.resample import AxisAlignedSpacing, AxisAlignedSpacingd, Shape, spacing_grid
 
 AIR_HU = -1024.0
-
-
-class ClipHounsfieldd(MapTransform):
-    """Raise everything below `low` HU to it, and lower everything above `high` (None: no upper bound).
-
-    Scanners mark pixels outside the reconstruction circle with -2000, -3024 or less. Interpolated, such a mark makes a
-    false edge that reaches into the patient, so this comes before any resampling.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        low: float = AIR_HU,
-        high: float | None = None,
-        *,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.low, self.high = low, high
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = torch.clamp(d[key], min=self.low, max=self.high)
-        return d
 
 
 class RasIsotropic(AxisAlignedSpacing):
@@ -48,10 +25,31 @@ class RasIsotropic(AxisAlignedSpacing):
 
     The same as MONAI's Orientation("RAS") followed by Spacing; oblique grids keep their rotation, sheared ones are
     made rectangular (see AxisAlignedSpacing).
+
+    Args:
+        spacing_mm: edge of a voxel.
+        mode: "bilinear" for HU, "nearest" for labels.
+        low_hu: with "bilinear", values below are raised to this first (None: they stay). Scanners mark what lies
+            outside the reconstruction circle with -2000, -3024 or less; interpolated, such a mark leaves a false edge.
+        outside: see AxisAlignedSpacing.
     """
 
-    def __init__(self, spacing_mm: float = 1.0, mode: str = "bilinear", *, outside: float | None = None) -> None:
+    def __init__(
+        self,
+        spacing_mm: float = 1.0,
+        mode: str = "bilinear",
+        *,
+        low_hu: float | None = AIR_HU,
+        outside: float | None = None,
+    ) -> None:
         super().__init__(spacing_mm, mode, outside=outside)
+        self.low_hu = low_hu
+
+    def __call__(self, tensor: Tensor, mode: str | None = None) -> MetaTensor:
+        linear = interpolation_mode(mode or self.to_grid.mode) == LINEAR
+        if linear and self.low_hu is not None and float(tensor.min()) < self.low_hu:
+            tensor = torch.clamp(tensor, min=self.low_hu)
+        return super().__call__(tensor, mode)
 
     def target_grid(self, tensor: MetaTensor) -> tuple[Affine, Shape]:
         affine, shape = ras_grid(tensor.affine.cpu().numpy(), tensor.shape[1:])
@@ -67,13 +65,12 @@ class RasIsotropicd(AxisAlignedSpacingd):
         spacing_mm: float = 1.0,
         mode: str | Sequence[str] = "bilinear",
         *,
+        low_hu: float | None = AIR_HU,
         outside: float | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, spacing_mm, mode, outside=outside, allow_missing_keys=allow_missing_keys)
-
-    def _array_version(self, pixdim: float | Sequence[float], outside: float | None) -> RasIsotropic:
-        return RasIsotropic(pixdim, outside=outside)  # type: ignore[arg-type]
+        self.spacing = RasIsotropic(spacing_mm, low_hu=low_hu, outside=outside)
 
 
 def ras_grid(affine: Affine, shape: Sequence[int]) -> tuple[Affine, Shape]:
@@ -91,6 +88,8 @@ def ras_grid(affine: Affine, shape: Sequence[int]) -> tuple[Affine, Shape]:
 class BoneMaskd(MapTransform):
     """Add `mask_key`: the bone of `image_key` (1, X, Y, Z) in HU, as a uint8 MetaTensor on the same grid.
 
+    0 is no bone, 1 is cortex, 2 is marrow (2 mm deep and deeper), so `> 0` is bone.
+
     Comes after resampling to about 1 mm and before the HU window.
     """
 
@@ -102,8 +101,8 @@ class BoneMaskd(MapTransform):
         d = dict(data)
         image = d[self.image_key]
         hu = image.as_tensor().cpu().numpy()[0]
-        bone = bone_mask(hu, image.affine.cpu().numpy()).bone
-        values = torch.from_numpy(bone.astype(np.uint8)[None])
+        found = bone_mask(hu, image.affine.cpu().numpy())
+        values = torch.from_numpy((found.bone.astype(np.uint8) + found.marrow)[None])
         # The mask shares the image's history, so that whatever inverts the image inverts the mask.
         d[self.mask_key] = MetaTensor(values, meta=dict(image.meta), applied_operations=list(image.applied_operations))
         return d
@@ -121,23 +120,3 @@ class HounsfieldWindowd(ScaleIntensityRanged):
         super().__init__(
             keys, a_min=low, a_max=high, b_min=-1.0, b_max=1.0, clip=True, allow_missing_keys=allow_missing_keys
         )
-
-
-def ct_preprocessing(
-    image_key: str = "image",
-    label_key: str | None = None,
-    *,
-    bone_key: str | None = "bone",
-    spacing_mm: float = 1.0,
-    low: float = -200.0,
-    high: float = 1000.0,
-) -> Compose:
-    """Loaded CT (and label) -> what the networks see: clip, RAS+ at `spacing_mm`, bone mask (None: without), window."""
-    keys, modes = [image_key], ["bilinear"]
-    if label_key is not None:
-        keys.append(label_key)
-        modes.append("nearest")
-    steps: list[Any] = [ClipHounsfieldd(image_key), RasIsotropicd(keys, spacing_mm, modes)]
-    if bone_key is not None:
-        steps.append(BoneMaskd(image_key, bone_key))
-    return Compose([*steps, HounsfieldWindowd(image_key, low, high)])

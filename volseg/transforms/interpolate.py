@@ -101,8 +101,9 @@ class _Axis:
         nearest = np.floor(p + 0.5)
         p = np.where((np.abs(p - nearest) < ON_VOXEL) | (mode == NEAREST), nearest, p)
         self.lower = np.floor(p).astype(np.int64)
-        self.upper = np.minimum(self.lower + 1, size - 1)
         self.weight = (p - self.lower).astype(np.float32)
+        # Where the weight is 0 the upper voxel must not be read: 0 x NaN is NaN.
+        self.upper = np.minimum(self.lower + (self.weight > 0), size - 1)
         self.size = size
         self.on_voxels = not self.weight.any()
         self.identity = self.on_voxels and np.array_equal(self.lower, np.arange(size))

@@ -1,8 +1,9 @@
 """MetaTensor -> MetaTensor on another grid: MONAI's Spacing, fast for grids without shear and right for those with it.
 
 Grids come out exactly as from MONAI 1.6.1's `Spacing` (shape, affine, align_corners=False, border padding), values
-within rounding, through `interpolate.py`. The one deliberate difference: a sheared grid (tilted gantry) goes to a
-rectangular grid along the world axes that covers it, where MONAI keeps the slices' own frame and cuts the corners.
+within rounding, through `interpolate.py`. Two deliberate differences: voxel (0, 0, 0) stays in place even if a header's
+direction cosines are rounded; and a sheared grid (tilted gantry) goes to a rectangular grid along the world axes that
+covers it, where MONAI keeps the slices' own frame and cuts the corners.
 Every step is recorded as MONAI's are, so `Invertd` undoes it.
 """
 
@@ -44,8 +45,10 @@ def spacing_grid(affine: ArrayLike, shape: Sequence[int], pixdim: Sequence[float
     if shear(a) > LARGEST_SHEAR_OF_A_RECTANGULAR_GRID:
         return covering_grid(a, shape, wanted)
     out = zoom_affine(a, wanted, diagonal=False)
-    size, position = compute_shape_offset(shape, a, out)
-    out[:3, 3] = position
+    size, _ = compute_shape_offset(shape, a, out)
+    # Not compute_shape_offset's own position: direction cosines rounded in the sixth digit make it align centres by
+    # shape / 2 instead, which shifts 5 mm slices by 2 mm (MONAI 1.6.1, 2026-11). For exact cosines the two are equal.
+    out[:3, 3] = a[:3, 3]
     return out, (int(size[0]), int(size[1]), int(size[2]))
 
 
@@ -171,10 +174,7 @@ class AxisAlignedSpacingd(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.spacing = self._array_version(pixdim, outside)
-
-    def _array_version(self, pixdim: float | Sequence[float], outside: float | None) -> AxisAlignedSpacing:
-        return AxisAlignedSpacing(pixdim, outside=outside)
+        self.spacing = AxisAlignedSpacing(pixdim, outside=outside)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
