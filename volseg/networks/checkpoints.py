@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ _DIRECTION = {"": "ahead", "_b": "back", "_s": "across"}
 _GSC = {"proj": "local.0.0", "proj2": "local.1.0", "proj3": "gate.0", "proj4": "fuse.0"}
 
 # (pattern of the whole upstream key, our key as a function of the match)
-_SEGMAMBA = [
+_SEGMAMBA: list[tuple[str, Callable[[re.Match[str]], str]]] = [
     (r"vit\.downsample_layers\.0\.0\.(.+)", lambda m: f"stages.0.downsample.{m[1]}"),
     (r"vit\.downsample_layers\.([123])\.1\.(.+)", lambda m: f"stages.{m[1]}.downsample.1.{m[2]}"),
     (r"vit\.stages\.(\d)\.(\d+)\.norm\.(.+)", lambda m: f"stages.{m[1]}.layers.{m[2]}.norm.{m[3]}"),
@@ -41,11 +42,11 @@ _SEGMAMBA = [
 ]
 
 
-def segmamba_state_dict(upstream_state_dict: Mapping) -> dict[str, Tensor]:
+def segmamba_state_dict(upstream_state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Rename the state dict of the published SegMamba to the keys of `volseg.networks.SegMamba`.
 
-    A checkpoint that wraps it under "state_dict" or "model" is opened, a leading "module." (DataParallel) is taken off. To get the
-    published network's output at sizes other than 128, build ours with num_slices=(64, 32, 16, 8).
+    A checkpoint that wraps it under "state_dict" or "model" is opened, a leading "module." (DataParallel) is taken off.
+    To get the published network's output at sizes other than 128, build ours with num_slices=(64, 32, 16, 8).
 
     Raises ValueError naming the keys that no SegMamba has.
     """

@@ -1,8 +1,8 @@
-"""Tri-orientated Mamba (ToM) of SegMamba: a feature map is read as a line of tokens in three orders. (B, C, X, Y, Z) -> same.
+"""Tri-orientated Mamba (ToM) of SegMamba: a feature map is read as a line of tokens in three orders.
 
-Paper: Xing et al., arXiv 2401.13560, sec. 2.2; the state space model itself: Gu & Dao, arXiv 2312.00752. Everything between the
-two projections is kept channels first, (B, E, L), which is what convolution and scan want. The gate silu(z) is the same for a
-token in whatever order it is read, so it multiplies the sum of the three readings once.
+Paper: Xing et al., arXiv 2401.13560, sec. 2.2; the state space model itself: Gu & Dao, arXiv 2312.00752.
+Everything between the two projections is kept channels first, (B, E, L), which is what convolution and scan want. The
+gate silu(z) is the same for a token in whatever order it is read, so it multiplies the sum of the three readings once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TriOrientedMamba(nn.Module):
         length = tokens.shape[1]
         if length % num_slices:
             raise ValueError(
-                f"{length} tokens cannot be cut into {num_slices} slices; leave num_slices=None to use the feature map's own"
+                f"{length} tokens cannot be cut into {num_slices} slices; num_slices=None takes the feature map's own"
             )
         x, z = torch.matmul(self.in_proj.weight, tokens.transpose(1, 2)).chunk(2, dim=1)
         by_position = x.unflatten(2, (num_slices, -1)).transpose(2, 3).flatten(2)

@@ -1,5 +1,7 @@
-"""SegMamba (Xing et al., arXiv 2401.13560): a Mamba encoder inside a UNETR-shaped decoder. Where paper and published code differ,
-the code is followed, because the published checkpoints were made with it (the paper multiplies in GSC, the code adds).
+"""SegMamba (Xing et al., arXiv 2401.13560): a Mamba encoder inside a UNETR-shaped decoder. Tensors in, logits out.
+
+Where paper and published code differ, the code is followed, because the published checkpoints were made with it (the
+paper multiplies in GSC, the code adds).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class GatedSpatialConv(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """Downsample, GSC, Mamba layers. (B, C, X, Y, Z) -> the next stage's input and the skip, both (B, C', X/2, Y/2, Z/2)."""
+    """Downsample, GSC, Mamba layers. (B, C, X, Y, Z) -> next stage's input and skip, both (B, C', X/2, Y/2, Z/2)."""
 
     def __init__(
         self, downsample: nn.Module, channels: int, depth: int, num_slices: int | None, backend: Backend
@@ -64,8 +66,8 @@ class SegMamba(nn.Module):
     Args:
         depths, dims: Mamba layers and channels of the four stages.
         hidden_dim: channels at the bottom, after the last stage.
-        num_slices: slices of the slice-wise reading per stage. None takes each feature map's own X; published checkpoints were
-            trained with (64, 32, 16, 8), which is the same thing only for X = 128.
+        num_slices: slices of the slice-wise reading per stage. None takes each feature map's own X; published
+            checkpoints were trained with (64, 32, 16, 8), which is the same thing only for X = 128.
         backend: of the selective scan, see `volseg.ops.selective_scan`.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ def _tasks(batch: int, channels: int) -> list[tuple[int, int, int]]:
     threads = torch.get_num_threads()
     groups = min(channels, -(-threads // batch)) if threads > 1 else 1
     edges = np.linspace(0, channels, groups + 1).astype(int).tolist()
-    return [(b, i, j) for b in range(batch) for i, j in zip(edges[:-1], edges[1:], strict=True) if j > i]
+    return [(b, i, j) for b in range(batch) for i, j in itertools.pairwise(edges) if j > i]
 
 
 class _Scan(torch.autograd.Function):

@@ -1,8 +1,9 @@
-"""Selective scan on the CPU, compiled by numba: forward, and backward from states kept every 64 steps. Arrays in and out, no torch.
+"""Selective scan on the CPU, compiled by numba: forward, and backward from states kept every 64 steps. Arrays only.
 
-Layout: B and C come transposed to (batch, L, N), so one step reads one row of each. A task owns some channels of one batch
-item and walks the time axis tile by tile, all its channels inside a tile: the tile's rows of B, C, dB and dC stay in the
-first-level cache. The loop over the N states is the vector loop. Kernels release the GIL; `_scan_cpu.py` runs tasks on threads.
+Layout: B and C come transposed to (batch, L, N), so one step reads one row of each. A task owns some channels of one
+batch item and walks the time axis tile by tile, all its channels inside a tile: the tile's rows of B, C, dB and dC stay
+in the first-level cache. The loop over the N states is the vector loop. Kernels release the GIL; `_scan_cpu.py` runs
+the tasks on threads.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def step_sizes(raw, bias, softplus, out):
 
 @_compiled
 def forward(u, delta, A, B, C, D, bias, softplus, batch, first, last, y, kept):
-    """y (batch, D, L) for channels first..last of one batch item; `kept` (batch, D, tiles, N) gets the state before each tile.
+    """Fill y (batch, D, L) for channels first..last of one batch item.
 
-    `kept` with no tiles (size 0) keeps nothing.
+    `kept` (batch, D, tiles, N) gets the state before each tile; with no tiles (size 0) it keeps nothing.
     """
     length, states = u.shape[2], A.shape[1]
     decay = A * real(LOG2E, A[0, 0])
@@ -75,7 +76,7 @@ def forward(u, delta, A, B, C, D, bias, softplus, batch, first, last, y, kept):
 def backward(u, delta, A, B, C, D, bias, softplus, batch, first, last, dy, kept, du, ddelta, dA, dB, dC, dD, dbias):
     """Gradients for channels first..last of one batch item, into zeroed arrays.
 
-    du, ddelta (batch, D, L); dB, dC (L, N) belong to this task alone; dA (D, N), dD, dbias (D) belong to this batch item.
+    du, ddelta (batch, D, L); dB, dC (L, N) are this task's own; dA (D, N), dD, dbias (D) are this batch item's.
     The states of a tile are computed again from `kept`, then the tile is walked backwards.
     """
     length, states = u.shape[2], A.shape[1]

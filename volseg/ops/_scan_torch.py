@@ -1,4 +1,4 @@
-"""Selective scan in plain torch: step by step (the twin every other backend is tested against), and chunked for any device.
+"""Selective scan in plain torch: step by step (the twin all others are tested against), and chunked for any device.
 
 Both take (u, delta, A, B, C, D, bias, softplus) of one dtype, D and bias (D,) present, and return y (batch, D, L).
 """
@@ -36,8 +36,8 @@ def chunked(
 ) -> Tensor:
     """All chunks at once from a zero state, then the state carried from chunk to chunk is added.
 
-    About sqrt(L) steps inside a chunk and as many chunks. What a chunk receives decays by exp(A * cumsum(delta)) <= 1 where
-    A <= 0, so nothing is ever divided by a vanishing number. Memory grows as B*D*L*N under autograd.
+    About sqrt(L) steps inside a chunk and as many chunks. What a chunk receives decays by exp(A * cumsum(delta)) <= 1
+    where A <= 0, so nothing is ever divided by a vanishing number. Memory grows as B*D*L*N under autograd.
     """
     delta = _steps(delta, bias, softplus)
     batch, channels, length = u.shape

@@ -34,25 +34,26 @@ def selective_scan(
 ) -> Tensor:
     """Run a diagonal state space model with input-dependent steps over L tokens. Returns (B, D, L) in the type of `u`.
 
-    Shapes as in mamba-ssm's `selective_scan_fn`: u, delta, z (B, D, L); A (D, N), negative where states decay; B, C (B, N, L);
-    D, delta_bias (D,). States are kept in float32, or in float64 where any input is float64; bfloat16 and half are raised first.
+    Shapes as in mamba-ssm's `selective_scan_fn`: u, delta, z (B, D, L); A (D, N), negative where states decay; B, C
+    (B, N, L); D, delta_bias (D,). States are float32, or float64 where any input is; bfloat16 and half are raised.
 
-    backend: "numba" (compiled, CPU tensors), "torch" (chunked, any device), "mamba_ssm" (CUDA tensors, needs the package),
-    "reference" (one step at a time). "auto" takes numba on the CPU and mamba_ssm on CUDA where importable, else torch.
+    backend: "numba" (compiled, CPU tensors), "torch" (chunked, any device), "mamba_ssm" (CUDA tensors, needs the
+    package), "reference" (one step at a time). "auto" takes numba on the CPU and mamba_ssm on CUDA where importable,
+    else torch.
 
-    Raises ValueError for shapes that do not fit or a backend that cannot take these tensors, ImportError for a missing package.
+    Raises ValueError for shapes that do not fit or a backend that cannot take these tensors, ImportError for a missing
+    package.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
-    if backend == "auto":
-        backend = _choose(u.device.type)
+    chosen = _choose(u.device.type) if backend == "auto" else backend
     given = [t for t in (u, delta, A, B, C, D, delta_bias) if t is not None]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32
-    if backend == "mamba_ssm":
+    if chosen == "mamba_ssm":
         return _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     u_, delta_, A_, B_, C_ = (t.to(dtype) for t in (u, delta, A, B, C))
     D_ = A_.new_zeros(A.shape[0]) if D is None else D.to(dtype)
     bias = A_.new_zeros(A.shape[0]) if delta_bias is None else delta_bias.to(dtype)
-    y = _function(backend, u)(u_, delta_, A_, B_, C_, D_, bias, delta_softplus)
+    y = _function(chosen, u)(u_, delta_, A_, B_, C_, D_, bias, delta_softplus)
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(u.dtype)
@@ -135,7 +136,8 @@ def _check(u, delta, A, B, C, D, z, delta_bias) -> None:
             continue
         if tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{name} must have shape {shape} beside u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(tensor.shape)}"
+                f"{name} must have shape {shape} beside u {tuple(u.shape)} and A {tuple(A.shape)}, "
+                f"got {tuple(tensor.shape)}"
             )
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device}, u on {u.device}; move them to one device")
