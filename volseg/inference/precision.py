@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class AutocastInferer(SimpleInferer):
         self.precision = precision
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        # A MetaTensor would drag its bookkeeping through every operation of the network.
+        inputs = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
             return network(inputs, *args, **kwargs).float()
 

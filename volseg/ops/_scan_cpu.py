@@ -46,7 +46,7 @@ class _Scan(torch.autograd.Function):
         batch, channels, length = u.shape
         tiles = -(-length // kernels.TILE) if any(ctx.needs_input_grad) else 0
         y = torch.empty_like(u)
-        kept = u.new_empty(batch, channels, tiles, A.shape[1])
+        kept = u.new_empty((batch, channels, tiles, A.shape[1]))
         arrays = [t.detach().numpy() for t in (u, delta, A, B, C, D, bias)]
         y_array, kept_array = y.numpy(), kept.numpy()
         _run(
