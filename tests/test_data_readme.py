@@ -11,11 +11,11 @@ CODES = "<!-- codes: kept complete by tests/test_data_readme.py -->"
 
 
 def codes_in_source() -> dict[str, str]:
-    """Reason code -> `file:line` of every `InputError("code", ...)` in the package."""
+    """Reason code -> `file:line` of every `InputError("code", ...)` and `_refuse("code", ...)` in the package."""
     found = {}
     for file in sorted((REPOSITORY / "volseg").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError" and node.args:
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "_refuse") and node.args:
                 code = node.args[0]
                 if isinstance(code, ast.Constant) and isinstance(code.value, str):
                     found.setdefault(code.value, f"{file.relative_to(REPOSITORY)}:{node.lineno}")
