@@ -10,6 +10,7 @@ slice directions, fragments dropped. Lengths are in mm, so any spacing works; ab
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy import ndimage
 from volseg.geometry import closest_axes, spacing_mm
 
 Mask = NDArray[np.bool_]
+Faces = list[tuple[bool, bool]]
 
 BODY_HU = -300.0
 BONE_HU = 150.0
@@ -27,15 +29,17 @@ SMOOTHING_MM = 0.6
 METAL_HU = 2200.0
 CLOSING_MM = 2.5
 CORTEX_MM = 2.0
-# A slice through a vertebral body, an ala of the sacrum or a femoral head stays below 25 cm²; the skull does not.
-LARGEST_HOLE_MM2 = 2500.0
-# Seen in one slice direction only, a hole this large may be the spinal canal (150 mm² and more).
-LARGEST_TUBE_MM2 = 50.0
-# Seen in one direction, a larger hole counts where bone ends it within this distance across: a vertebral body does, the canal does not.
-END_MM = 30.0
-LARGEST_CAVITY_MM3 = 60_000.0
+GRID_MM = 2.0
+REACH_MM = 30.0
+AIR_HU = -150.0
 FAT_HU = -20.0
+# A shaft of a long bone, with its fat, stays below 10 cm² in section.
+LARGEST_SHAFT_MM2 = 1000.0
 SMALLEST_BONE_MM3 = 5000.0
+# Marrow score at these HU (means over about 4 mm). Fat and soft tissue must be well enclosed, trabeculae need less.
+SCORE_HU = (-150.0, 20.0, 60.0, 90.0, 120.0)
+SCORE = (-0.6, -0.6, -0.2, 0.2, 0.5)
+ENOUGH = 2.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,8 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     axial = closest_axes(affine)[0][2]
     empty = np.zeros(hu.shape, dtype=bool)
     dense = (hu > BONE_HU) & body_mask(hu, spacing, axial)
-    box = _bounding_box(dense, margin=np.ceil(2 * CLOSING_MM / spacing).astype(int))
+    image = _without_padding(hu)
+    box = _bounding_box(dense, np.ceil(2 * CLOSING_MM / spacing).astype(int), image)
     if box is None:
         return BoneMask(empty, empty.copy(), empty.copy())
     # Below -200 HU it is all "not bone": clipped, air and padding do not dim a thin rib when smoothed.
@@ -70,9 +75,10 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     metal = _dilate(smooth > METAL_HU, 1.5, spacing)
     solid = (smooth > BONE_HU) & _dilate(dense[box], 1.0, spacing)
     del dense
-    solid &= ~metal & ~_contrast(smooth, solid & ~metal, spacing)
-    solid = _with_seed(solid, smooth > SURE_BONE_HU)
-    filled = _fill(solid, smooth, spacing)
+    not_bone = metal | _contrast(smooth, solid & ~metal, spacing)
+    solid = _with_seed(solid & ~not_bone, smooth > SURE_BONE_HU)
+    cut = [(b.start == i.start, b.stop == i.stop) for b, i in zip(box, image, strict=True)]
+    filled = _fill(solid, not_bone, smooth, spacing, axial, cut)
     filled = _drop_fragments(filled, spacing)
     bone = empty
     bone[box] = filled
@@ -152,52 +158,112 @@ def _flood(
     seed[around] = blob
     seed = _stretch(seed, step, smooth.shape)
     wall = _large_parts(smooth > ceiling + 80.0, 300.0 / spacing.prod())
-    free = solid & (smooth < ceiling) & ~_dilate(wall, 3.0, spacing)
-    return _with_seed(free | (seed & solid), seed)
+    free = (smooth < ceiling) & ~_dilate(wall, 3.0, spacing)
+    # Between the core and its edge the noise dips below the threshold: taken along, so that it is not filled later.
+    return _with_seed((free & solid) | (seed & solid), seed) | (free & _dilate(seed, 4.0, spacing))
 
 
-def _fill(solid: Mask, smooth: NDArray, spacing: NDArray) -> Mask:
-    """Add the marrow: what the closed shell surrounds in 3D, or in two of the three slice directions.
+def _fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial: int, cut: Faces) -> Mask:
+    """Add the marrow: what bone surrounds along rays, weighed against its HU; found on a grid of about 2 mm.
 
-    One direction alone is trusted for narrow tubes (ribs) and for fat (shafts of long bones): a ring of vertebral
-    arch around the spinal canal is closed in axial slices only, and the canal stays open.
+    Rays look 30 mm along the 13 lines through a voxel's neighbours. The line up and down counts by itself: a vertebral
+    body has endplates, the spinal canal and soft tissue between two bones have not. A wall eaten by a lesion opens
+    some lines only, where hole filling would lose the whole bone.
     """
-    closed = _close(solid, CLOSING_MM, spacing)
-    area = spacing.prod() / spacing
-    votes = np.zeros(solid.shape, dtype=np.uint8)
-    trusted = np.zeros(solid.shape, dtype=bool)
-    # A bone cut by the edge of the image has no wall there: lids on the six faces close it for the other directions.
-    lidded = closed.copy()
+    step = np.maximum(1, np.round(GRID_MM / spacing)).astype(int)
+    size = step * spacing
+    wall = _block_mean(solid, step) >= 0.4
+    mean = _block_mean(smooth, step)
+    lines, in_plane, vertical = _enclosure(wall, size, axial, cut)
+    local = ndimage.gaussian_filter(mean, np.minimum(1.5 / size, 1.0))
+    score = lines * (2.0 / 13) + in_plane * (0.7 / 4) + vertical + np.interp(local, SCORE_HU, SCORE)
+    score = np.maximum(score, (ENOUGH + 0.5) * _shafts(wall, mean, size)).astype(np.float32)
+    inner = _interpolate(score, step, solid.shape) > ENOUGH
+    inner &= (smooth > AIR_HU) & ~not_bone
+    closed = _close(solid, CLOSING_MM, spacing) & ~not_bone
+    # Of what closing adds, keep pores and gaps in the shell, not the notches between two bones.
+    return solid | inner | (closed & _dilate(inner, 1.5, spacing)) | (_close(solid, 1.0, spacing) & ~not_bone)
+
+
+def _enclosure(wall: Mask, spacing: NDArray, axial: int, cut: Faces) -> tuple[NDArray, NDArray, NDArray]:
+    """Of 13 lines through each voxel, how many meet `wall` both ways within 30 mm; the same of the 4 axial ones; and
+    whether the vertical one does. Where the image cuts the body, its border may stand for one of the two ends."""
+    lines, in_plane = np.zeros(wall.shape, np.uint8), np.zeros(wall.shape, np.uint8)
+    vertical = np.zeros(wall.shape, np.uint8)
+    for way in itertools.product((-1, 0, 1), repeat=3):
+        if way <= (0, 0, 0):
+            continue
+        back = tuple(-w for w in way)
+        ahead, behind = _meets(wall, way, spacing), _meets(wall, back, spacing)
+        both = (ahead | _leaves(wall.shape, way, spacing, cut)) & (behind | _leaves(wall.shape, back, spacing, cut))
+        both &= ahead | behind
+        lines += both
+        if way[axial] == 0:
+            in_plane += both
+        elif sum(map(abs, way)) == 1:
+            vertical += both
+    return lines, in_plane, vertical
+
+
+def _meets(wall: Mask, way: tuple[int, ...], spacing: NDArray) -> Mask:
+    """Where a ray in direction `way` (-1, 0, 1 per axis) meets `wall` within 30 mm."""
+    reach = int(REACH_MM / np.linalg.norm(np.array(way) * spacing))
+    axis = next(a for a in range(3) if way[a])
+    rest = [way[a] for a in range(3) if a != axis]
+    take = tuple({0: slice(None), 1: slice(1, None), -1: slice(None, -1)}[w] for w in rest)
+    put = tuple({0: slice(None), 1: slice(None, -1), -1: slice(1, None)}[w] for w in rest)
+    walls = np.moveaxis(wall, axis, 0)
+    # Voxels left to look at; 0 is a miss.
+    left = np.zeros(walls.shape, dtype=np.uint8)
+    order = range(len(walls)) if way[axis] < 0 else range(len(walls) - 1, -1, -1)
+    before = None
+    for k in order:
+        if before is not None:
+            source = left[before][take]
+            left[k][put] = source - (source > 0)
+        left[k][walls[k]] = min(reach, 254) + 1
+        before = k
+    return np.moveaxis(left, 0, axis) > 0
+
+
+def _leaves(shape: tuple[int, ...], way: tuple[int, ...], spacing: NDArray, cut: Faces) -> Mask:
+    """Where a ray in direction `way` leaves the image within 30 mm through a face that cuts the body."""
+    reach = int(REACH_MM / np.linalg.norm(np.array(way) * spacing))
+    out = np.zeros(shape, dtype=bool)
     for axis in range(3):
-        for face in (0, -1):
-            at = tuple(face if a == axis else slice(None) for a in range(3))
-            holes, sizes = _holes(closed[at], [0, 1])
-            lidded[at] |= ((sizes * area[axis] <= LARGEST_HOLE_MM2) & (sizes > 0))[holes]
+        index = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
+        if way[axis] > 0 and cut[axis][1]:
+            out |= index + reach >= shape[axis]
+        elif way[axis] < 0 and cut[axis][0]:
+            out |= index - reach < 0
+    return out
+
+
+def _shafts(wall: Mask, mean: NDArray, spacing: NDArray) -> Mask:
+    """Fat inside a ring of bone in any slice direction: a shaft is open up and down like the spinal canal, but fat."""
+    out = np.zeros(wall.shape, dtype=bool)
     for axis in range(3):
-        holes, sizes = _holes(lidded, [a for a in range(3) if a != axis])
-        found = (sizes > 0) & (sizes * area[axis] <= LARGEST_HOLE_MM2)
-        narrow = found & (sizes * area[axis] <= LARGEST_TUBE_MM2)
+        holes, sizes = _holes(wall, [a for a in range(3) if a != axis])
+        found = (sizes > 0) & (sizes * spacing.prod() / spacing[axis] <= LARGEST_SHAFT_MM2)
         inside = np.flatnonzero(holes)
-        total = np.bincount(holes.ravel()[inside], weights=smooth.ravel()[inside], minlength=sizes.size)
-        fat = found & (total < FAT_HU * sizes)
-        votes += found[holes]
-        trusted |= (narrow | fat)[holes]
-        trusted |= found[holes] & _ended(closed, axis, END_MM / spacing[axis])
-    holes, sizes = _holes(lidded, [0, 1, 2])
-    trusted |= ((sizes > 0) & (sizes * spacing.prod() <= LARGEST_CAVITY_MM3))[holes]
-    inner = trusted | (votes >= 2)
-    # Of what closing added, keep pores and gaps in the shell, not the notches between two bones.
-    return solid | inner | (closed & _dilate(inner, 1.5, spacing)) | _close(solid, 1.0, spacing)
+        total = np.bincount(holes.ravel()[inside], weights=mean.ravel()[inside], minlength=sizes.size)
+        out |= (found & (total < FAT_HU * sizes))[holes]
+    return out
 
 
-def _ended(closed: Mask, axis: int, reach: float) -> Mask:
-    """Where bone lies within `reach` voxels both before and after along `axis`; the image border may stand for one."""
-    n = closed.shape[axis]
-    index = np.arange(n, dtype=np.int16).reshape([-1 if a == axis else 1 for a in range(3)])
-    before = np.maximum.accumulate(np.where(closed, index, np.int16(-1)), axis=axis)
-    after = np.flip(np.minimum.accumulate(np.flip(np.where(closed, index, np.int16(n)), axis), axis=axis), axis)
-    near = (index - before <= reach) & (after - index <= reach)
-    return near & ((before >= 0) | (after < n))
+def _interpolate(coarse: NDArray, step: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """Blocks to voxels, linear between block centers."""
+    for axis in range(3):
+        if step[axis] == 1:
+            coarse = coarse[tuple(slice(shape[a]) if a == axis else slice(None) for a in range(3))]
+            continue
+        at = (np.arange(shape[axis]) - (step[axis] - 1) / 2) / step[axis]
+        at = np.clip(at, 0, coarse.shape[axis] - 1).astype(np.float32)
+        low = np.minimum(at.astype(int), max(coarse.shape[axis] - 2, 0))
+        high = np.minimum(low + 1, coarse.shape[axis] - 1)
+        part = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
+        coarse = coarse.take(low, axis) * (1 - part) + coarse.take(high, axis) * part
+    return coarse
 
 
 def _holes(closed: Mask, axes: list[int]) -> tuple[NDArray, NDArray]:
@@ -283,13 +349,25 @@ def _close(mask: Mask, radius_mm: float, spacing: NDArray) -> Mask:
     return _erode(_dilate(mask, radius_mm, spacing), radius_mm, spacing) | mask
 
 
-def _bounding_box(mask: Mask, margin: NDArray) -> tuple[slice, ...] | None:
+def _without_padding(hu: NDArray) -> tuple[slice, ...]:
+    """The part between constant outer slices: padding is not anatomy."""
+    inner = []
+    for axis in range(3):
+        rest = tuple(a for a in range(3) if a != axis)
+        varied = np.flatnonzero(hu.max(axis=rest) != hu.min(axis=rest))
+        inner.append(slice(int(varied[0]), int(varied[-1]) + 1) if varied.size else slice(0, hu.shape[axis]))
+    return tuple(inner)
+
+
+def _bounding_box(mask: Mask, margin: NDArray, limit: tuple[slice, ...]) -> tuple[slice, ...] | None:
+    """Box round a mask with a margin, inside `limit`; None where the mask is empty."""
     box = []
     for axis in range(3):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         if hit.size == 0:
             return None
-        box.append(slice(max(0, hit[0] - margin[axis]), min(mask.shape[axis], hit[-1] + 1 + margin[axis])))
+        start, stop = int(hit[0] - margin[axis]), int(hit[-1] + 1 + margin[axis])
+        box.append(slice(max(limit[axis].start, start), min(limit[axis].stop, stop)))
     return tuple(box)
 
 
