@@ -3,8 +3,19 @@
 Imports no torch; MONAI's door is `volseg.io.monai_reader`.
 """
 
+from volseg.io.inspect import Inspection, format_table, inspect, to_dict
 from volseg.io.itk import read_itk
 from volseg.io.nifti import read_nifti, write_nifti
 from volseg.io.study import read_study, read_volume
 
-__all__ = ["read_itk", "read_nifti", "read_study", "read_volume", "write_nifti"]
+__all__ = [
+    "Inspection",
+    "format_table",
+    "inspect",
+    "read_itk",
+    "read_nifti",
+    "read_study",
+    "read_volume",
+    "to_dict",
+    "write_nifti",
+]

@@ -9,7 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydicom
 from pydicom.uid import UID
@@ -81,11 +81,12 @@ def looks_like_dicom(path: Path) -> bool:
 def _bare(head: bytes) -> bool:
     if len(head) < 8:
         return False
-    for order in ("little", "big"):
-        group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))  # type: ignore[arg-type]
+    orders: tuple[Literal["little"], Literal["big"]] = ("little", "big")
+    for order in orders:
+        group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
         if group in (2, 8) and element <= 0x60:
             explicit = head[4:6].isalpha() and head[4:6].isupper()
-            length = int.from_bytes(head[4:8], order)  # type: ignore[arg-type]
+            length = int.from_bytes(head[4:8], order)
             if explicit or length <= 1024:
                 return True
     return False

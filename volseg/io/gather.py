@@ -88,7 +88,8 @@ def _walk(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder, followlinks=False):
         folders.sort()
         for name in sorted(files):
-            yield Path(where) / name
+            if not name.startswith("._"):  # what macOS leaves beside files on foreign disks
+                yield Path(where) / name
 
 
 @contextlib.contextmanager
@@ -106,6 +107,8 @@ def unzipped(path: Path) -> Iterator[Path]:
                 members = [m for m in archive.infolist() if not m.is_dir()]
                 _check_members(members, path.stat().st_size, where)
                 for n, member in enumerate(members):
+                    if PurePosixPath(member.filename).name.startswith("._"):
+                        continue
                     target = folder / f"{n:06d}{PurePosixPath(member.filename).suffix[:8].lower()}"
                     with archive.open(member) as source, target.open("wb") as sink:
                         shutil.copyfileobj(source, sink, 1 << 20)

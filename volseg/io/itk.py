@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 
 from volseg.errors import InputError
 from volseg.geometry import Affine, check_affine, lps_to_ras
@@ -53,9 +53,9 @@ def _check_text(path: Path, where: str) -> None:
         raise InputError("itk-no-orientation", f"{where}: the header gives no orientation; export it with geometry")
 
 
-def _open(path: Path, where: str) -> tuple[sitk.ImageFileReader, ItkHeader]:
+def _open(path: Path, where: str) -> tuple[SimpleITK.ImageFileReader, ItkHeader]:
     _check_text(path, where)
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("NrrdImageIO" if suffix_of(path) in (".nrrd", ".nhdr") else "MetaImageIO")
     reader.SetFileName(str(path))
     try:
@@ -74,7 +74,7 @@ def _open(path: Path, where: str) -> tuple[sitk.ImageFileReader, ItkHeader]:
     files = sum(f.stat().st_size for f in path.parent.glob(f"{_glob_escape(path.stem)}.*") if f.is_file())
     if np.prod(size, dtype=np.float64) > min(LARGEST_VOXELS, max(files, path.stat().st_size) * _DEFLATE_LIMIT):
         raise InputError("itk-size-implausible", f"{where}: the header claims {tuple(size)} voxels; a damaged file")
-    pixel_type = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    pixel_type = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in pixel_type or "vector" in pixel_type or "label" in pixel_type:
         raise InputError("itk-not-3d", f"{where}: voxels are {pixel_type}, not grey values")
     lps = np.eye(4)
@@ -105,7 +105,7 @@ def read_itk(path: str | os.PathLike[str], *, channel: str = "CT") -> tuple[Volu
     where = shown(p.name)
     reader, header = _open(p, where)
     try:
-        stored = sitk.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
+        stored = SimpleITK.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
     except RuntimeError as e:
         raise InputError("itk-damaged", f"{where}: the voxels cannot be read to the end; copy the file again") from e
     check_finite(stored, where)

@@ -5,16 +5,20 @@ The only module of this room that imports torch.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.config import DtypeLike, KeysCollection
-from monai.data import ImageReader
-from monai.transforms import LoadImaged
-from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from monai.config.type_definitions import DtypeLike, KeysCollection
+from monai.data.image_reader import ImageReader
+from monai.transforms.io.dictionary import LoadImaged
+from monai.utils.enums import MetaKeys, SpaceKeys
+from monai.utils.misc import ensure_tuple
 
 from volseg.io.study import read_volume
 from volseg.types import Volume
@@ -55,6 +59,16 @@ class StrictReader(ImageReader):
         return first.voxels if len(img) == 1 else np.stack([v.voxels for v in img]), meta
 
 
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 class LoadStudyd(LoadImaged):
     """`LoadImaged` that reads through `StrictReader` and never falls back to a reader that repairs in silence.
 
@@ -73,15 +87,17 @@ class LoadStudyd(LoadImaged):
         **kwargs: Any,
     ) -> None:
         self.strict = StrictReader(series_uid=series_uid)
-        super().__init__(
-            keys,
-            reader=None,
-            dtype=dtype,
-            image_only=image_only,
-            ensure_channel_first=ensure_channel_first,
-            allow_missing_keys=allow_missing_keys,
-            **kwargs,
-        )
+        with warnings.catch_warnings(), _quiet("monai.data.nvimgcodec_pydicom_plugin"):  # readers dropped below
+            warnings.simplefilter("ignore")
+            super().__init__(
+                keys,
+                reader=None,
+                dtype=dtype,
+                image_only=image_only,
+                ensure_channel_first=ensure_channel_first,
+                allow_missing_keys=allow_missing_keys,
+                **kwargs,
+            )
         self._loader.readers = [self.strict]
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict:

@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -99,7 +99,7 @@ def read_nifti(path: str | os.PathLike[str], *, channel: str = "CT") -> tuple[Vo
         header, head = _checked_header(stream, p)
         size = header.offset + header.data_bytes
         buffer = np.empty(size, dtype=np.uint8)
-        view = memoryview(buffer)
+        view = memoryview(cast(Any, buffer))
         filled = min(len(head), size)
         view[:filled] = head[:filled]
         while filled < size:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.pixels import apply_modality_lut, pixel_array
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
 
 from volseg.errors import InputError
 from volseg.io.files import shown
@@ -59,6 +60,8 @@ def _fill(stack: Stack, kind: np.dtype) -> NDArray:
     def work(item: tuple[Path, list[tuple[int, Frame]]]) -> None:
         path, wanted = item
         scale, planes = _decode(path, rows, columns)
+        if len(planes) <= max(frame.index for _, frame in wanted):
+            raise InputError("dicom-pixels-damaged", f"{shown(path.name)}: {len(planes)} frames, fewer than it claims")
         for k, frame in wanted:
             out[k] = scale(planes[frame.index], frame, kind)
 
@@ -117,8 +120,10 @@ def _native(ds: Any, rows: int, columns: int) -> NDArray:
 
 
 def _rescale(plane: NDArray, frame: Frame, kind: np.dtype) -> NDArray:
-    if kind.kind == "f":
-        return (plane.astype(np.float64) * frame.slope + frame.intercept).astype(kind)
+    if kind.kind == "f":  # float32 throughout, as dcm2niix computes, so that voxels agree to the last bit
+        wide = np.dtype(np.float32 if plane.dtype.itemsize <= 2 else np.float64)
+        scaled = plane.astype(wide) * wide.type(frame.slope) + wide.type(frame.intercept)
+        return np.asarray(scaled).astype(kind, copy=False)
     if plane.dtype.kind == "f":
         raise _TooWideError
     values = plane.astype(np.int64 if plane.dtype.itemsize > 2 else np.int32)

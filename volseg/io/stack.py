@@ -1,7 +1,7 @@
 """Frames of one volume -> their order and affine, or a refusal by name. Pure geometry: no file is opened.
 
-Slices are ordered by ImagePositionPatient along the normal, never by InstanceNumber; spacing comes from positions, never
-from SliceThickness; a tilted gantry stays in the affine as shear. Source: DICOM PS3.3 C.7.6.2.1.1.
+Slices are ordered by ImagePositionPatient along the normal, never by InstanceNumber; spacing comes from positions,
+never from SliceThickness; a tilted gantry stays in the affine as shear. Source: DICOM PS3.3 C.7.6.2.1.1.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def _check_gaps(ordered: Sequence[Frame], heights: NDArray[np.float64], where: s
         after = int(gaps.argmax())
         raise InputError(
             "dicom-missing-slice",
-            f"{where}: {missing} of {len(ordered) + missing} slices missing (gaps [{listed}] mm, the widest after image "
-            f"{after + 1} at {heights[after]:.2f} mm); send the complete series",
+            f"{where}: {missing} of {len(ordered) + missing} slices missing (gaps [{listed}] mm, the widest after "
+            f"image {after + 1} at {heights[after]:.2f} mm); send the complete series",
         )
     raise InputError(
         "dicom-uneven-gaps",

@@ -1,4 +1,4 @@
-"""Reception: any path a user may give -> one `Study`, or one refusal. Says which series was used and why others were not.
+"""Reception: any path a user may give -> one `Study`, or one refusal. Says which series was used and why.
 
 Reads NIfTI, NRRD, MHA/MHD, a DICOM folder, a zip of DICOM, or one enhanced multi-frame DICOM file.
 """

@@ -1,0 +1,180 @@
+"""`volseg info`: what lies at a path, what would be used and why the rest is left. Headers only; imports no torch.
+
+Enters: any path. Leaves: an `Inspection`, as a table for a terminal or as a dict for JSON. Bad content is told as a
+refusal inside the Inspection; only a path that cannot be opened at all raises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydicom.uid import UID
+
+from volseg.errors import VolsegError
+from volseg.geometry import Affine, axis_codes, spacing_mm
+from volseg.io.choose import choose
+from volseg.io.files import check_path, shown
+from volseg.io.gather import Gathered, gather, unzipped
+from volseg.io.itk import read_itk_header
+from volseg.io.nifti import read_nifti_header
+from volseg.io.series import SeriesVolume, group_frames
+from volseg.io.study import dicom_notes, what_is
+
+_FORMATS = {"nifti": "NIfTI", "itk": "NRRD or MetaImage", "zip": "zip of DICOM", "dicom": "DICOM file"}
+_FORMATS |= {"folder": "DICOM folder"}
+
+
+@dataclass(frozen=True)
+class SeriesRow:
+    """One image. Lengths in mm; None or '' where the header does not tell. Texts are one printable line each."""
+
+    id: str
+    modality: str
+    description: str
+    images: int
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None
+    orientation: str
+    tilt_degrees: float
+    encoding: str
+    contrast: str
+    used: bool
+    why: str
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is at `path`. `refusal` is (code, message) where `read_study` would refuse it by its headers."""
+
+    path: str
+    format: str
+    series: tuple[SeriesRow, ...]
+    notes: tuple[str, ...] = ()
+    refusal: tuple[str, str] | None = None
+
+
+def inspect(path: str | os.PathLike[str], *, series_uid: str | None = None) -> Inspection:
+    """Look at headers only.
+
+    Raises:
+        InputError: the path is missing, unreadable, empty, no file, or of a format volseg does not read.
+        UsageError: `series_uid` fits none or several of the series there.
+    """
+    p = check_path(path)
+    kind = what_is(p)
+    name, label = shown(p, 200), _FORMATS[kind]
+    try:
+        if kind == "nifti":
+            header = read_nifti_header(p)
+            row = _file_row(header.shape, header.affine, f"NIfTI {header.dtype.name}")
+            return Inspection(name, label, (row,), header.notes)
+        if kind == "itk":
+            itk = read_itk_header(p)
+            return Inspection(name, label, (_file_row(itk.shape, itk.affine, itk.pixel_type),))
+        if kind == "zip":
+            with unzipped(p) as folder:
+                return _of_dicom(name, label, gather(folder), series_uid)
+        return _of_dicom(name, label, gather(p), series_uid)
+    except VolsegError as e:
+        if e.exit_code == 2:
+            raise
+        return Inspection(name, label, (), refusal=(e.code, e.message))
+
+
+def _file_row(shape: tuple[int, int, int], affine: Affine, encoding: str) -> SeriesRow:
+    spacing = tuple(round(float(s), 4) for s in spacing_mm(affine))
+    codes = axis_codes(affine)
+    return SeriesRow("", "", "", shape[2], shape, spacing, codes, 0.0, encoding, "", True, "the only image")
+
+
+def _of_dicom(name: str, label: str, gathered: Gathered, series_uid: str | None) -> Inspection:
+    volumes = group_frames(gathered.frames)
+    used: SeriesVolume | None = None
+    why: dict[int, str] = {}
+    notes = list(gathered.notes)
+    refusal: tuple[str, str] | None = None
+    try:
+        choice = choose(volumes, series=series_uid, where=name)
+        used = choice.used
+        why = {id(v): reason for v, reason in choice.left}
+        notes += dicom_notes(used)
+    except VolsegError as e:
+        if e.exit_code == 2:
+            raise
+        refusal = (e.code, e.message)
+    rows = [_series_row(v, used=v is used, why=why.get(id(v), "")) for v in volumes]
+    return Inspection(name, label, tuple(rows), tuple(notes), refusal)
+
+
+def _series_row(v: SeriesVolume, *, used: bool, why: str) -> SeriesRow:
+    first = v.frames[0]
+    affine = v.stack.affine if v.stack else None
+    problem = v.problem.code if v.problem else ""
+    return SeriesRow(
+        id=shown(v.id),
+        modality=shown(v.modality, 16),
+        description=shown(first.description, 64),
+        images=len(v.frames),
+        shape=v.stack.shape if v.stack else (first.columns, first.rows),
+        spacing_mm=None if affine is None else tuple(round(float(s), 4) for s in spacing_mm(affine)),
+        orientation="" if affine is None else axis_codes(affine),
+        tilt_degrees=round(v.stack.tilt_degrees, 2) if v.stack else 0.0,
+        encoding=UID(first.transfer_syntax).name,
+        contrast=shown(first.contrast, 40),
+        used=used,
+        why="used" if used else why or v.left_because or problem,
+        code=problem,
+    )
+
+
+def to_dict(inspection: Inspection) -> dict[str, Any]:
+    """For `--json`: plain lists, numbers and strings."""
+    out = asdict(inspection)
+    if inspection.refusal:
+        out["refusal"] = {"code": inspection.refusal[0], "message": inspection.refusal[1]}
+    return out
+
+
+def format_table(inspection: Inspection) -> str:
+    """For a terminal: one row per image, then notes and the refusal."""
+    head = ("", "series", "what", "shape", "spacing mm", "axes", "tilt", "encoding", "description", "why")
+    rows = [head, *(_cells(r) for r in inspection.series)]
+    keep = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows[1:])]
+    widths = [max(len(row[i]) for row in rows) for i in keep]
+    lines = [f"{inspection.path}: {inspection.format}, {len(inspection.series)} image(s)"]
+    if inspection.series:
+        lines.append(_line([head[i] for i in keep], widths))
+        lines.append(_line(["-" * w for w in widths], widths))
+        lines += [_line([row[i] for i in keep], widths) for row in rows[1:]]
+    lines += [f"note: {note}" for note in inspection.notes]
+    if inspection.refusal:
+        lines.append(f"refused: {inspection.refusal[0]}: {inspection.refusal[1]}")
+    return "\n".join(lines)
+
+
+def _cells(r: SeriesRow) -> tuple[str, ...]:
+    tail = f"...{r.id[-14:]}" if len(r.id) > 17 else r.id
+    spacing = " x ".join(f"{s:.3g}" for s in r.spacing_mm) if r.spacing_mm else ""
+    tilt = f"{r.tilt_degrees:.1f}°" if r.tilt_degrees > 0.1 else ""
+    shape = " x ".join(str(n) for n in r.shape) if r.spacing_mm else f"{r.images} of {r.shape[0]} x {r.shape[1]}"
+    what = f"{r.modality}{' +contrast' if r.contrast else ''}"
+    return (
+        "*" if r.used else "",
+        tail,
+        what,
+        shape,
+        spacing,
+        r.orientation,
+        tilt,
+        r.encoding,
+        r.description[:32],
+        r.why,
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
