@@ -21,7 +21,7 @@ from volseg.transforms.bone import bone_mask
 from volseg.transforms.synthesis_distractors import DISTRACTORS
 from volseg.transforms.synthesis_paint import Painted, Painter, Site, lytic, mixed, sclerotic
 from volseg.transforms.synthesis_scanner import SMOOTH_MM, SOFT_TISSUE_HU, Scanner, measure_scanner
-from volseg.transforms.synthesis_shape import depth_in_bone_mm, draw_parts, outline_mm
+from volseg.transforms.synthesis_shape import depth_in_bone_mm, draw_parts, outline_mm, smooth_step
 from volseg.types import Volume
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ SMALLEST_CHANGE_HU = 50.0
 SMALLEST_CHANGE_IN_DEVIATIONS = 0.35
 # Lesions begin in cancellous bone; solid facets and shafts are left to those that reach them.
 DENSE_MARROW_HU = 450.0
+# Soft edge, reactive rim and point spread end within this distance of the mask (and fade out over 1.5 mm).
+REACH_MM = 4.5
 TRIES = 25
 
 
@@ -219,6 +221,10 @@ class _Canvas:
             return None
         old = self.voxels[slices]
         new = painted.voxels
+        # Nothing unlabelled may stay behind where a thin bone lets the lesion fade and come back.
+        distance = ndimage.distance_transform_edt(~mask, sampling=self.spacing)
+        share = smooth_step(REACH_MM - distance, 0.8)
+        new = np.where(share > 0, site.hu + share * (new - site.hu), site.hu)
         changed = new != site.hu
         if np.issubdtype(old.dtype, np.integer):
             limits = np.iinfo(old.dtype)
