@@ -1,0 +1,78 @@
+"""Laws over all networks. A new network joins by one line in NETWORKS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from volseg.networks import SegMamba
+
+IN_CHANNELS, OUT_CHANNELS = 2, 3
+
+# name: (builder at a tiny size, an input size it takes: no two axes alike)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "segmamba": (lambda: SegMamba(IN_CHANNELS, OUT_CHANNELS, (1, 1, 1, 1), (4, 6, 8, 10), 8), (48, 32, 16)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def build(request: pytest.FixtureRequest) -> Callable[[], nn.Module]:
+    return NETWORKS[request.param][0]
+
+
+@pytest.fixture
+def network(build: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return build()
+
+
+@pytest.fixture
+def size(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return NETWORKS[request.node.callspec.params["build"]][1]
+
+
+def test_logits_have_the_inputs_size_and_one_channel_per_class(network, size):
+    y = network(torch.randn(2, IN_CHANNELS, *size))
+    assert y.shape == (2, OUT_CHANNELS, *size)
+
+
+def test_the_loss_reaches_every_parameter_and_stays_finite(network, size):
+    network(torch.randn(1, IN_CHANNELS, *size)).square().mean().backward()
+    for name, p in network.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all(), name
+
+
+def test_an_odd_size_is_taken_or_refused_in_words(network, size):
+    odd = tuple(n + 5 for n in size)
+    try:
+        y = network(torch.randn(1, IN_CHANNELS, *odd))
+    except ValueError as refusal:
+        assert str(odd) in str(refusal) and "pad" in str(refusal)
+    else:
+        assert y.shape == (1, OUT_CHANNELS, *odd)
+
+
+def test_the_same_input_twice_gives_the_same_output(network, size):
+    x = torch.randn(1, IN_CHANNELS, *size)
+    network.eval()
+    with torch.inference_mode():
+        assert torch.equal(network(x), network(x))
+
+
+def test_a_patients_output_does_not_depend_on_the_others_in_the_batch(network, size):
+    x = torch.randn(2, IN_CHANNELS, *size)
+    network.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x)[:1], network(x[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_survive_saving_and_loading(network, build, size, tmp_path):
+    x = torch.randn(1, IN_CHANNELS, *size)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    other = build()
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    with torch.inference_mode():
+        assert torch.equal(network.eval()(x), other.eval()(x))
