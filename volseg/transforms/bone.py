@@ -30,6 +30,7 @@ METAL_HU = 2200.0
 CLOSING_MM = 2.5
 CORTEX_MM = 2.0
 GRID_MM = 2.0
+THIN_WALL_HU = 120.0
 REACH_MM = 30.0
 AIR_HU = -150.0
 FAT_HU = -20.0
@@ -121,7 +122,7 @@ def body_mask(hu: NDArray, spacing: NDArray, axial: int) -> Mask:
 
 def _contrast(smooth: NDArray, solid: Mask, spacing: NDArray) -> Mask:
     """Vessels, heart, kidneys and bladder full of contrast medium: homogeneous, and no bright shell around them."""
-    step = np.maximum(1, np.round(2.5 / spacing)).astype(int)
+    step = np.maximum(1, np.round(3.0 / spacing)).astype(int)
     size = step * spacing
     coarse = _block_mean(smooth, step)
     lowest, highest = ndimage.minimum_filter(coarse, 3), ndimage.maximum_filter(coarse, 3)
@@ -134,7 +135,7 @@ def _contrast(smooth: NDArray, solid: Mask, spacing: NDArray) -> Mask:
             slice(max(0, w.start - r), min(n, w.stop + r)) for w, r, n in zip(where, reach, coarse.shape, strict=True)
         )
         blob, values = labels[around] == index, coarse[around]
-        if blob.sum() * size.prod() < 500.0:
+        if blob.sum() * size.prod() < 1000.0:
             continue
         mean, spread = values[blob].mean(), values[blob].std()
         distance = ndimage.distance_transform_edt(~blob, sampling=size)
@@ -144,7 +145,7 @@ def _contrast(smooth: NDArray, solid: Mask, spacing: NDArray) -> Mask:
         bright = (ring > mean + 60.0).mean()
         if (shell > mean + 60.0).mean() > 0.04 or spread > 0.12 * mean:
             continue
-        if (ring < 100.0).mean() - bright < 0.15:
+        if (ring < 100.0).mean() - bright < 0.10:
             continue
         out |= _flood(blob, around, mean + 3 * spread + 50.0, smooth, solid, step, spacing)
     return out
@@ -172,11 +173,13 @@ def _fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial:
     """
     step = np.maximum(1, np.round(GRID_MM / spacing)).astype(int)
     size = step * spacing
-    wall = _block_mean(solid, step) >= 0.4
     mean = _block_mean(smooth, step)
+    shell = _block_mean(solid, step) >= 0.4
+    # A thin wall, blurred: enough to end a line, not to be bone.
+    wall = shell | ((mean > THIN_WALL_HU) & ndimage.binary_dilation(shell))
     lines, in_plane, vertical = _enclosure(wall, size, axial, cut)
     local = ndimage.gaussian_filter(mean, np.minimum(1.5 / size, 1.0))
-    score = lines * (2.0 / 13) + in_plane * (0.7 / 4) + vertical + np.interp(local, SCORE_HU, SCORE)
+    score = lines * (1.0 / 13) + in_plane * (0.35 / 4) + vertical * 0.5 + np.interp(local, SCORE_HU, SCORE)
     score = np.maximum(score, (ENOUGH + 0.5) * _shafts(wall, mean, size)).astype(np.float32)
     inner = _interpolate(score, step, solid.shape) > ENOUGH
     inner &= (smooth > AIR_HU) & ~not_bone
@@ -186,8 +189,8 @@ def _fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial:
 
 
 def _enclosure(wall: Mask, spacing: NDArray, axial: int, cut: Faces) -> tuple[NDArray, NDArray, NDArray]:
-    """Of 13 lines through each voxel, how many meet `wall` both ways within 30 mm; the same of the 4 axial ones; and
-    whether the vertical one does. Where the image cuts the body, its border may stand for one of the two ends."""
+    """Of 13 lines through each voxel, those that meet `wall` both ways within 30 mm; of the 4 axial ones; of the
+    vertical one. A line counts 2; where the image cuts the body and its border stands for one of the two ends, 1."""
     lines, in_plane = np.zeros(wall.shape, np.uint8), np.zeros(wall.shape, np.uint8)
     vertical = np.zeros(wall.shape, np.uint8)
     for way in itertools.product((-1, 0, 1), repeat=3):
@@ -197,16 +200,17 @@ def _enclosure(wall: Mask, spacing: NDArray, axial: int, cut: Faces) -> tuple[ND
         ahead, behind = _meets(wall, way, spacing), _meets(wall, back, spacing)
         both = (ahead | _leaves(wall.shape, way, spacing, cut)) & (behind | _leaves(wall.shape, back, spacing, cut))
         both &= ahead | behind
-        lines += both
+        worth = both.astype(np.uint8) + (ahead & behind)
+        lines += worth
         if way[axial] == 0:
-            in_plane += both
+            in_plane += worth
         elif sum(map(abs, way)) == 1:
-            vertical += both
+            vertical += worth
     return lines, in_plane, vertical
 
 
 def _meets(wall: Mask, way: tuple[int, ...], spacing: NDArray) -> Mask:
-    """Where a ray in direction `way` (-1, 0, 1 per axis) meets `wall` within 30 mm."""
+    """Where a ray in direction `way` (-1, 0, 1 per axis) meets `wall` within 30 mm; a wall does not meet itself."""
     reach = int(REACH_MM / np.linalg.norm(np.array(way) * spacing))
     axis = next(a for a in range(3) if way[a])
     rest = [way[a] for a in range(3) if a != axis]
@@ -215,15 +219,17 @@ def _meets(wall: Mask, way: tuple[int, ...], spacing: NDArray) -> Mask:
     walls = np.moveaxis(wall, axis, 0)
     # Voxels left to look at; 0 is a miss.
     left = np.zeros(walls.shape, dtype=np.uint8)
+    meets = np.zeros(walls.shape, dtype=bool)
     order = range(len(walls)) if way[axis] < 0 else range(len(walls) - 1, -1, -1)
     before = None
     for k in order:
         if before is not None:
             source = left[before][take]
             left[k][put] = source - (source > 0)
+            meets[k] = left[k] > 0
         left[k][walls[k]] = min(reach, 254) + 1
         before = k
-    return np.moveaxis(left, 0, axis) > 0
+    return np.moveaxis(meets, 0, axis)
 
 
 def _leaves(shape: tuple[int, ...], way: tuple[int, ...], spacing: NDArray, cut: Faces) -> Mask:
