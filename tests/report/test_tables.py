@@ -93,10 +93,10 @@ def test_csv_of_nothing_is_its_header_and_nan_is_an_empty_cell(tmp_path):
 
 def test_document_carries_schema_summary_provenance_and_time(tmp_path):
     result = a_result(a_lesion(1, 1500.0), a_lesion(2, 500.0, kind="sclerotic", longest_axial_diameter_mm=30.0))
-    document = result_document(result, ["lesions.nii.gz", tmp_path / "x"], seconds={"write": 1.5})
-    path = write_result_json(document, tmp_path / "result.json")
+    written = ["lesions.nii.gz", tmp_path / "x"]
+    path = write_result_json(result, tmp_path / "result.json", files=written, seconds={"write": 1.5})
     read = json.loads(path.read_text())
-    assert read == document
+    assert read == result_document(result, written, seconds={"write": 1.5})
     assert read["schema_version"] == SCHEMA_VERSION
     assert read["summary"]["lesion_count"] == 2
     assert read["summary"]["total_volume_mm3"] == 2000.0
@@ -114,9 +114,7 @@ def test_document_carries_schema_summary_provenance_and_time(tmp_path):
 
 def test_nan_and_infinity_become_null(tmp_path):
     result = a_result(a_lesion(1, 1.0, mean_hu=math.nan, max_hu=np.float32("inf")), marrow_hu=(math.nan, math.nan))
-    read = json.loads(
-        write_result_json(result_document(result), tmp_path / "r.json").read_text(), parse_constant=pytest.fail
-    )
+    read = json.loads(write_result_json(result, tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
     assert read["lesions"][0]["mean_hu"] is None
     assert read["lesions"][0]["max_hu"] is None
     assert read["normal_marrow"] == {
@@ -127,7 +125,7 @@ def test_nan_and_infinity_become_null(tmp_path):
 
 
 def test_a_study_without_lesions_is_a_document_too(tmp_path):
-    read = json.loads(write_result_json(result_document(a_result()), tmp_path / "r.json").read_text())
+    read = json.loads(write_result_json(a_result(), tmp_path / "r.json").read_text())
     assert read["summary"]["lesion_count"] == 0
     assert read["summary"]["largest_lesion_id"] is None
     assert read["lesions"] == []

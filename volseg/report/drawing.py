@@ -127,9 +127,9 @@ def mark_scale(axes: Axes, *, size_px: float = 12, fits_in_mm: float | None = No
     length = next((mm for mm in (200, 100, 50, 20, 10, 5, 2) if mm <= most), 1)
     margin = (right - left) * 0.03
     y = bottom - (bottom - top) * 0.035
-    axes.plot(
-        [right - margin - length, right - margin], [y, y], color=INK, linewidth=2.5, solid_capstyle="butt", zorder=6
-    )
+    ends = [right - margin - length, right - margin]
+    axes.plot(ends, [y, y], color="black", alpha=0.5, linewidth=5.5, solid_capstyle="projecting", zorder=6)
+    axes.plot(ends, [y, y], color=INK, linewidth=2.5, solid_capstyle="butt", zorder=6)
     axes.text(
         right - margin - length / 2,
         y - (bottom - top) * 0.012,

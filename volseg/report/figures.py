@@ -58,7 +58,7 @@ def overview(result: PatientResult) -> bytes:
     projections = project(grid, result)
     width = 1224
     height = round(min(max(height_for_width(projections, width), 360), 780))
-    sheet = Sheet(width, height + 34)
+    sheet = Sheet(width, height + (34 if result.lesions else 0))
     draw_projections(sheet, grid, result, projections, left=0, top=0, width=width, height=height)
     _draw_legend(sheet, 10, height + 18, len(result.lesions))
     return sheet.png()

@@ -59,6 +59,8 @@ def render_report(result: PatientResult, *, seconds: Mapping[str, float] | None 
         bone_share=_share_of_bone(result, summary.total_volume_mm3),
         longest=max(result.lesions, key=lambda le: le.longest_axial_diameter_mm, default=None),
         warnings=result.warnings,
+        notes=[note for note in result.study.notes if note not in result.warnings],
+        no_bone=not result.bone_volume_mm3 > 0,
         overview=_inline(overview(result)),
         rows=[
             _row(lesion, grid, largest_volume_mm3, pictured=lesion.id in ids_with_pictures)

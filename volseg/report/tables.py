@@ -110,9 +110,16 @@ def result_document(
     return {key: _plain(value) for key, value in document.items()}
 
 
-def write_result_json(document: Mapping[str, Any], path: Path | str) -> Path:
-    """Write what `result_document` made, indented, strict JSON (no NaN)."""
-    return write_whole(path, json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_result_json(
+    result: PatientResult,
+    path: Path | str,
+    *,
+    files: Iterable[str | Path] = (),
+    seconds: Mapping[str, float] | None = None,
+) -> Path:
+    """Write `result_document` as indented, strict JSON (no NaN)."""
+    document = result_document(result, files, seconds=seconds)
+    return write_whole(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _row(study: str, lesion: Lesion) -> tuple[Any, ...]:

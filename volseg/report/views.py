@@ -108,9 +108,10 @@ class Upright:
 
     def cut(self, plane: Plane, index: int) -> Picture:
         """The voxel plane `index`, counted towards R, A or S."""
-        values = np.take(self.values, index, axis=LOOKS_ALONG[plane])
-        labels = np.take(self.instances, index, axis=LOOKS_ALONG[plane])
-        return self._picture(plane, values, labels)
+        # Not np.take: it copies the whole array first where that is a view (2026-11: 0.4 s on a chest CT).
+        where: list[slice | int] = [slice(None)] * 3
+        where[LOOKS_ALONG[plane]] = index
+        return self._picture(plane, self.values[tuple(where)], self.instances[tuple(where)])
 
     def brightest(self, plane: Plane) -> Picture:
         """Maximum intensity projection along the plane's axis; `labels` stays 0 (see `shadow`)."""
