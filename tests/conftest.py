@@ -40,3 +40,51 @@ def unpacked(shared: Path, tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261121)
+
+
+@pytest.fixture
+def bright_bundle(tmp_path: Path) -> Path:
+    """A whole bundle whose network is one multiplication: voxels above 700 HU are lesions.
+
+    It has the shipped bundle's own configs, so the walk under test is the real one; only the network is replaced, by
+    a 1x1x1 convolution with known weights. Its answer on any volume can be said without running it.
+    """
+    import json
+    import shutil
+
+    import torch
+
+    root = tmp_path / "bright_segmentation"
+    shutil.copytree(REPOSITORY / "bundles" / "bone_ct_segmamba_segmentation" / "configs", root / "configs")
+    (root / "models").mkdir()
+    path = root / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    low, high = config["window_hu"]
+    config["network_def"] = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    config["inferer"]["roi_size"] = [32, 32, 32]
+    path.write_text(json.dumps(config))
+    edge = 2 * (700 - low) / (high - low) - 1
+    net = torch.nn.Conv3d(1, 2, 1)
+    with torch.no_grad():
+        net.weight[:] = torch.tensor([0.0, 200.0]).view(2, 1, 1, 1, 1)
+        net.bias[:] = torch.tensor([0.0, -200.0 * edge])
+    torch.save(net.state_dict(), root / "models" / "model.pt")
+    return root
+
+
+@pytest.fixture
+def bone_block() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A CT of one shelled bone in soft tissue with one dense lesion on the patient's RIGHT, on an LPS 1 x 1.25 x 2 mm grid.
+
+    Returns (hu int16, affine, lesion bool). The lesion is 10 x 8 x 5 voxels of 900 HU: 1,000 mm3.
+    """
+    hu = np.full((80, 64, 32), -1000, np.int16)
+    hu[6:74, 6:58, :] = 40
+    hu[16:64, 14:50, 3:29] = 600
+    hu[19:61, 17:47, 5:27] = 150
+    lesion = np.zeros(hu.shape, bool)
+    lesion[24:34, 24:32, 12:17] = True
+    hu[lesion] = 900
+    affine = np.diag([-1.0, -1.25, 2.0, 1.0])
+    affine[:3, 3] = [40.0, 30.0, -20.0]
+    return hu, affine, lesion

@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--lesions", type=_range, default=(1, 6), metavar="A-B", help="lesions per case (default: 1-6)")
     synth.add_argument("--distractors", type=_range, default=(0, 2), metavar="A-B",
                        help="benign look-alikes per case, labelled background (default: 0-2)")  # fmt: skip
-    synth.add_argument("--healthy", type=_fraction, default=0.1, help="fraction of cases without lesions (default: 0.1)")
+    synth.add_argument(
+        "--healthy", type=_fraction, default=0.1, help="fraction of cases without lesions (default: 0.1)"
+    )
     synth.add_argument("--block-mm", type=float, help="crop a cube of this size round the bone (default: whole CT)")
     synth.add_argument("--section", choices=("training", "validation", "testing"), default="training",
                        help="section of datalist.json (default: training)")  # fmt: skip
@@ -143,17 +145,17 @@ def _info(args: argparse.Namespace) -> int:
 
     inspection = inspect(Path(args.input))
     print(json.dumps(to_dict(inspection), indent=2) if args.json else format_table(inspection))
-    return 0 if inspection.usable else 1
+    return 0 if inspection.refusal is None else 1
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from volseg.io import read_study, study_name
+    from volseg.io import read_study
 
     if args.name and len(args.inputs) > 1:
         raise UsageError("name-for-many", "--name names one study; leave it out when there are several inputs")
     out: Path = args.out
     _check_output(out, args.inputs)
-    names = _unique_names([args.name or study_name(Path(item)) for item in args.inputs])
+    names = _unique_names([args.name or _study_name(item) for item in args.inputs])
     todo = [pair for pair in zip(args.inputs, names, strict=True) if not _already_done(out / pair[1], args.overwrite)]
     if not todo:
         return 0
@@ -209,11 +211,11 @@ def _load(args: argparse.Namespace) -> LoadedBundle:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from volseg.io import read_study, study_name
+    from volseg.io import read_study
     from volseg.synth import PHANTOM, SynthOptions, write_cases
 
     sources: dict[str, Any] = {}
-    names = _unique_names([item if item == PHANTOM else study_name(Path(item)) for item in args.inputs])
+    names = _unique_names([item if item == PHANTOM else _study_name(item) for item in args.inputs])
     for item, name in zip(args.inputs, names, strict=True):
         study = None if item == PHANTOM else read_study(Path(item), series_uid=args.series, name=name)
         sources[name] = None if study is None else next(iter(study.volumes.values()))
@@ -259,6 +261,12 @@ def _check_output(out: Path, inputs: Sequence[str]) -> None:
     parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise UsageError("output-read-only", f"{parent} cannot be written to; choose another folder with -o")
+
+
+def _study_name(item: str) -> str:
+    from volseg.io.files import safe_name, stem_of
+
+    return safe_name(stem_of(Path(item)))
 
 
 def _unique_names(names: Sequence[str]) -> list[str]:

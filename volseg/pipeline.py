@@ -59,9 +59,7 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
 
     segmentation = segment_volume(volume, bundle)
     start = time.perf_counter()
-    marrow = normal_marrow_hu(
-        volume.voxels, segmentation.bone == MARROW, segmentation.instances, volume.affine
-    )
+    marrow = normal_marrow_hu(volume.voxels, segmentation.bone == MARROW, segmentation.instances, volume.affine)
     lesions = measure_lesions(
         segmentation.instances,
         volume.voxels,
@@ -133,7 +131,9 @@ def _write_files(result: PatientResult, folder: Path, options: OutputOptions) ->
 def _ct_of(study: Study) -> Volume:
     if "CT" not in study.volumes:
         found = ", ".join(study.volumes) or "nothing"
-        raise InputError("wrong-modality", f"{study.source or study.name}: this bundle reads CT; the study holds {found}")
+        raise InputError(
+            "wrong-modality", f"{study.source or study.name}: this bundle reads CT; the study holds {found}"
+        )
     return study.volumes["CT"]
 
 

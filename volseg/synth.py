@@ -76,7 +76,11 @@ def write_cases(
         (folder / sub).mkdir(parents=True, exist_ok=True)
     images: list[Path] = []
     bar = tqdm(
-        total=len(sources) * options.n, desc="growing lesions", unit="case", disable=not progress if progress is not None else None, file=sys.stderr
+        total=len(sources) * options.n,
+        desc="growing lesions",
+        unit="case",
+        disable=not progress if progress is not None else None,
+        file=sys.stderr,
     )
     with bar:
         for name, volume in sources.items():
@@ -142,7 +146,9 @@ def _block(volume: Volume, bone: BoneMask, size_mm: float, rng: np.random.Genera
     """Crop about `size_mm` around a random marrow (else bone) voxel, kept inside the volume."""
     candidates = np.flatnonzero(bone.marrow if bone.marrow.any() else bone.bone)
     center = np.unravel_index(candidates[rng.integers(candidates.size)], bone.bone.shape)
-    lengths = [min(n, max(1, round(size_mm / s))) for n, s in zip(bone.bone.shape, spacing_mm(volume.affine), strict=True)]
+    lengths = [
+        min(n, max(1, round(size_mm / s))) for n, s in zip(bone.bone.shape, spacing_mm(volume.affine), strict=True)
+    ]
     starts = [
         int(np.clip(c - length // 2, 0, n - length))
         for c, length, n in zip(center, lengths, bone.bone.shape, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def load_bundle(
     try:
         state = torch.load(files.weights, map_location=target, weights_only=True)
         network.load_state_dict(state)
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
+    except (RuntimeError, OSError, ValueError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise InputError("weights-unfit", f"{files.weights}: does not fit the bundle's network ({reason})") from error
     return LoadedBundle(

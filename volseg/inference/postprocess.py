@@ -48,7 +48,9 @@ class LesionProbabilityd(MapTransform):
             probability = _softmax_of(plain, LESION)
             if self.bone_key is not None and self.bone_key in d:
                 probability *= self._near_bone(d[self.bone_key]).to(probability.device)
-            d[self.output_key] = MetaTensor(probability, meta=logits.meta) if isinstance(logits, MetaTensor) else probability
+            d[self.output_key] = (
+                MetaTensor(probability, meta=logits.meta) if isinstance(logits, MetaTensor) else probability
+            )
         return d
 
     def _near_bone(self, bone: MetaTensor) -> torch.Tensor:

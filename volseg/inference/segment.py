@@ -59,7 +59,9 @@ def segment_volume(volume: Volume, bundle: LoadedBundle) -> Segmentation:
     clock.lap("postprocessing")
 
     for name, array in (("instances", instances), ("probability", probability), ("bone", bone_labels)):
-        assert array.shape == volume.voxels.shape, f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
+        assert array.shape == volume.voxels.shape, (
+            f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
+        )
     return Segmentation(instances, probability, bone_labels, seconds)
 
 

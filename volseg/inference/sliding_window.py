@@ -256,7 +256,12 @@ def _batches(corners: Sequence[Corner], size: int) -> Iterator[list[Corner]]:
 
 
 def with_occupancy(
-    batchdata: dict[str, Any], device: torch.device | str, non_blocking: bool = False, *, mask_key: str = "bone", **_: Any
+    batchdata: dict[str, Any],
+    device: torch.device | str,
+    non_blocking: bool = False,
+    *,
+    mask_key: str = "bone",
+    **_: Any,
 ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Any]]:
     """`prepare_batch` for MONAI's evaluator: image, label (or None), and the bone mask as the inferer's `occupancy`."""
     image = batchdata["image"].to(device, non_blocking=non_blocking)

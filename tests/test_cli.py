@@ -1,0 +1,122 @@
+"""The front door: exit codes, one clear line, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from volseg.cli import main
+from volseg.io import write_nifti
+
+
+@pytest.fixture
+def ct(tmp_path, bone_block):
+    hu, affine, _ = bone_block
+    path = tmp_path / "in" / "block.nii.gz"
+    path.parent.mkdir()
+    write_nifti(path, hu, affine, dtype=np.int16)
+    return path
+
+
+def _predict(bright_bundle, *arguments) -> int:
+    return main(
+        [
+            "predict",
+            *map(str, arguments),
+            "--bundle",
+            str(bright_bundle),
+            "--trust-bundle",
+            "--quiet",
+            "--device",
+            "cpu",
+        ]
+    )
+
+
+def test_predict_writes_the_report_and_says_where(ct, bright_bundle, tmp_path, capsys):
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    assert "1 lesion" in (printed := capsys.readouterr().out)
+    assert str(tmp_path / "out" / "block" / "report.html") in printed
+
+
+def test_a_second_run_skips_what_is_done(ct, bright_bundle, tmp_path, capsys):
+    _predict(bright_bundle, ct, "-o", tmp_path / "out")
+    first = (tmp_path / "out" / "block" / "result.json").stat().st_mtime_ns
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    assert "already done" in capsys.readouterr().out
+    assert (tmp_path / "out" / "block" / "result.json").stat().st_mtime_ns == first
+
+
+def test_one_bad_study_does_not_stop_the_others(ct, bright_bundle, tmp_path, capsys):
+    bad = tmp_path / "in" / "empty.nii.gz"
+    bad.touch()
+    assert _predict(bright_bundle, bad, ct, "-o", tmp_path / "out") == 1
+    assert (tmp_path / "out" / "block" / "report.html").is_file()
+    assert not (tmp_path / "out" / "empty").exists()
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and errors[0].startswith("volseg: ")
+
+
+def test_two_inputs_of_one_name_do_not_collide(ct, bright_bundle, tmp_path):
+    other = tmp_path / "other" / "block.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes(ct.read_bytes())
+    assert _predict(bright_bundle, ct, other, "-o", tmp_path / "out") == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"block", "block_2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["predict", "nowhere.nii.gz", "-o", "out"], 1, "nowhere"),
+        (["predict", ".", "-o", "inside/out"], 2, "output-inside-input"),
+        (["predict", "a", "b", "-o", "out", "--name", "x"], 2, "name-for-many"),
+        (["info", "nowhere.nii.gz"], 1, "nowhere"),
+    ],
+)
+def test_wrong_requests_get_one_line_and_their_exit_code(arguments, code, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    error = capsys.readouterr().err.strip()
+    assert word in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(ct, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    assert main(["predict", str(ct), "-o", str(tmp_path / "out")]) == 2
+    assert "output-not-a-folder" in capsys.readouterr().err
+
+
+def test_an_unfinished_folder_of_that_name_is_not_touched(ct, tmp_path, capsys):
+    keep = tmp_path / "out" / "block" / "notes.txt"
+    keep.parent.mkdir(parents=True)
+    keep.write_text("mine")
+    assert main(["predict", str(ct), "-o", str(tmp_path / "out")]) == 2
+    assert keep.read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [["predict"], ["predict", "x", "-o", "y", "--overlap", "2"], ["nonsense"]])
+def test_wrong_usage_leaves_with_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+def test_no_command_prints_help(capsys):
+    assert main([]) == 2
+    assert "volseg predict" in capsys.readouterr().out
+
+
+def test_info_prints_a_table_and_json(ct, capsys):
+    assert main(["info", str(ct)]) == 0
+    assert "80" in capsys.readouterr().out
+    assert main(["info", str(ct), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_bundles_lists_the_default(capsys):
+    assert main(["bundles"]) == 0
+    assert "bone_ct_segmamba_segmentation" in capsys.readouterr().out

@@ -1,0 +1,104 @@
+"""The whole walk with a network whose answer is known: what is found, where it lies, what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from volseg.errors import InputError, UsageError
+from volseg.inference.bundle import find_bundle, load_bundle
+from volseg.pipeline import OutputOptions, analyse_study, write_results
+from volseg.types import Study, Volume
+
+
+@pytest.fixture
+def result(bright_bundle, bone_block):
+    hu, affine, _ = bone_block
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
+    return analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
+
+
+def test_the_lesion_is_found_where_it_lies_on_an_lps_grid(result, bone_block):
+    hu, affine, lesion = bone_block
+    assert result.instances.shape == hu.shape
+    found = result.instances == 1
+    dice = 2 * (found & lesion).sum() / (found.sum() + lesion.sum())
+    assert dice > 0.8  # one interpolation to 1 mm and back blurs the faces of a box
+    # Voxel centers of the lesion: x 24..33, y 24..31, z 12..16 -> RAS by hand.
+    assert result.lesions[0].center_ras_mm == pytest.approx((40 - 28.5, 30 - 1.25 * 27.5, -20 + 2 * 14), abs=0.5)
+    assert result.lesions[0].center_ras_mm[0] > 0, "the lesion is on the patient's right"
+    assert result.lesions[0].volume_mm3 == pytest.approx(1000, rel=0.25)
+    assert result.lesions[0].kind == "sclerotic"
+
+
+def test_the_marrow_is_the_patients_own(result):
+    assert result.marrow_hu[0] == pytest.approx(150, abs=15)
+
+
+def test_every_file_is_written_and_lies_on_the_source_grid(result, bone_block, tmp_path):
+    hu, affine, _ = bone_block
+    folder = write_results(result, tmp_path / "out", OutputOptions(probability=True))
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "lesions.nii.gz", "probability.nii.gz", "lesions.csv", "result.json", "preview.png", "report.html",
+    }  # fmt: skip
+    image = nib.load(folder / "lesions.nii.gz")
+    assert image.shape == hu.shape and image.get_data_dtype() == np.uint16
+    assert np.allclose(image.affine, affine)
+    document = json.loads((folder / "result.json").read_text())
+    assert document["schema_version"]
+    assert len(document["lesions"]) == 1
+    assert len(document["provenance"]["weights_sha256"]) == 64
+    assert set(document["files"]) == names
+    assert {"preprocessing", "network", "postprocessing", "measuring", "writing"} <= set(document["seconds"])
+    rows = list(csv.DictReader((folder / "lesions.csv").open()))
+    assert len(rows) == 1
+    assert not list((tmp_path / "out").glob(".*")), "no partial folder stays"
+
+
+def test_results_are_not_overwritten_unless_asked(result, tmp_path):
+    write_results(result, tmp_path)
+    with pytest.raises(UsageError, match="output-exists"):
+        write_results(result, tmp_path)
+    write_results(result, tmp_path, OutputOptions(overwrite=True))
+
+
+def test_a_failure_while_writing_leaves_nothing(result, tmp_path, monkeypatch):
+    def full_disk(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("volseg.pipeline.write_report", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        write_results(result, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_study_without_lesions_is_a_success(bright_bundle, bone_block, tmp_path):
+    hu, affine, lesion = bone_block
+    hu = np.where(lesion, 150, hu).astype(np.int16)
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
+    result = analyse_study(Study(name="healthy", volumes={"CT": Volume(hu, affine)}), bundle)
+    assert result.lesions == () and not result.instances.any()
+    folder = write_results(result, tmp_path)
+    assert json.loads((folder / "result.json").read_text())["lesions"] == []
+    assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_a_view_without_bone_says_that_no_lesion_means_nothing(bright_bundle):
+    hu = np.full((40, 40, 20), 40, np.int16)
+    hu[:4] = -1000
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
+    result = analyse_study(Study(name="soft", volumes={"CT": Volume(hu, np.diag([1.0, 1.0, 2.0, 1.0]))}), bundle)
+    assert result.lesions == ()
+    assert any("no bone" in warning for warning in result.warnings)
+
+
+def test_a_study_without_ct_is_refused(bright_bundle):
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu")
+    study = Study(name="mr", volumes={"MR": Volume(np.zeros((4, 4, 4)), np.eye(4), channel="MR")})
+    with pytest.raises(InputError, match="wrong-modality"):
+        analyse_study(study, bundle)
