@@ -36,6 +36,9 @@ SMALLEST_CHANGE_HU = 50.0
 SMALLEST_CHANGE_IN_DEVIATIONS = 0.35
 # Lesions begin in cancellous bone; solid facets and shafts are left to those that reach them.
 DENSE_MARROW_HU = 450.0
+# A plate this much denser than the marrow stops a lesion; the plate itself, this thick, is still the lesion's bone.
+PLATE_HU = 200.0
+PLATE_MM = 2.5
 # Soft edge, reactive rim and point spread end within this distance of the mask (and fade out over 1.5 mm).
 REACH_MM = 4.5
 TRIES = 25
@@ -259,20 +262,18 @@ class _Canvas:
         xyz = np.tensordot(self.affine[:3, :3].astype(np.float32), offsets, 1)
         outline = outline_mm(parts, xyz, self.spacing, roughness, rng).astype(np.float32)
         bone = self.bone[slices]
-        pieces, _ = ndimage.label(bone & (outline > -2))
-        home = pieces[tuple(ijk - start)]
-        if home == 0:
-            return None
-        mine = pieces == home
-        # Bone beyond the outline still belongs to the lesion's bone: its surface must not be moved.
-        other = (pieces > 0) & ~mine
-        near = bone & ~other
-        if float((mine & (outline > 0)).sum()) * float(np.prod(self.spacing)) < SMALLEST_LESION_MM3 / 3:
-            return None
+        here = tuple(ijk - start)
         ring = self.marrow[slices] & (outline < -1) & (outline > -9)
         for sample in (ring, self.marrow[slices], bone):
             if sample.sum() >= 30:
                 break
+        marrow_hu = float(np.median(hu[sample])) if sample.any() else 100.0
+        mine = self._own_bone(hu, bone & (outline > -2), here, marrow_hu)
+        if float((mine & (outline > 0)).sum()) * float(np.prod(self.spacing)) < SMALLEST_LESION_MM3 / 3:
+            return None
+        # Bone beyond the outline still belongs to the lesion's bone: its surface must not be moved.
+        other = bone & (outline > -2) & ~mine
+        near = bone & ~other
         assert self.scanner is not None
         depth = depth_in_bone_mm(near, self.spacing).astype(np.float32)
         smooth = ndimage.gaussian_filter(hu, SMOOTH_MM / self.spacing, truncate=2.5)
@@ -288,10 +289,27 @@ class _Canvas:
             spacing_mm=self.spacing,
             superior_axis=self.superior_axis,
             diameter_mm=diameter_mm,
-            marrow_hu=float(np.median(hu[sample])) if sample.any() else 100.0,
+            marrow_hu=marrow_hu,
             noise_hu=self.scanner.local_noise_hu(hu, smooth, soft),
             scanner=self.scanner,
         )
+
+    def _own_bone(
+        self, hu: NDArray, bone: NDArray[np.bool_], here: tuple[int, ...], marrow_hu: float
+    ) -> NDArray[np.bool_]:
+        """The part of the bone that a lesion can reach from its center without crossing a dense plate.
+
+        Metastases spare discs and joints; a bone mask often bridges them, the endplates seldom do.
+        """
+        fine = ndimage.gaussian_filter(hu, np.where(self.spacing < 2, 0.6 / self.spacing, 0), truncate=3.0)
+        inner = bone & (fine < marrow_hu + PLATE_HU)
+        if not inner[here]:
+            inner = bone
+        pieces, _ = ndimage.label(inner)
+        if pieces[here] == 0:
+            return np.zeros_like(bone)
+        home = pieces == pieces[here]
+        return bone & (ndimage.distance_transform_edt(~home, sampling=self.spacing) <= PLATE_MM)
 
     def _touches(self, mask: NDArray[np.bool_], slices: tuple[slice, ...]) -> bool:
         """Whether the mask comes within 3 mm of another lesion or distractor."""
