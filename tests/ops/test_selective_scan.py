@@ -62,7 +62,7 @@ def test_a_backend_agrees_with_the_reference_in_values_and_all_gradients(backend
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128, 197])
-@pytest.mark.parametrize("states", [1, 5, 16])
+@pytest.mark.parametrize("states", [1, 5, 16, 33])
 def test_any_length_and_number_of_states_agrees_with_the_reference(backend, length, states):
     given = arguments(batch=1, channels=2, length=length, states=states)
     for ours, twin in zip(

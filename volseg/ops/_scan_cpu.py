@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from volseg.ops import _scan_numba as kernels
+from volseg.ops._vector import LANES
 
 
 @functools.lru_cache(maxsize=1)
@@ -89,4 +91,6 @@ def selective_scan_numba(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, softplus: bool
 ) -> Tensor:
     """All of one dtype, float32 or float64; D and bias (D,) present. Returns y (batch, D, L)."""
+    if padding := -A.shape[1] % LANES:
+        A, B, C = F.pad(A, (0, padding)), F.pad(B, (0, 0, 0, padding)), F.pad(C, (0, 0, 0, padding))
     return _Scan.apply(u, delta, A, B, C, D, bias, softplus)
