@@ -101,7 +101,7 @@ def _lesser(best: SeriesVolume, v: SeriesVolume) -> str:
 
 
 def _refuse(code: str, what: str, volumes: Sequence[SeriesVolume], where: str) -> None:
-    listed = "; ".join(f"{v.id} ({len(v.frames)} images, {v.gap_mm:.3g} mm{v.distinct})" for v in volumes[:8])
+    listed = "; ".join(f"{shown(v.id)} ({len(v.frames)} images, {v.gap_mm:.3g} mm{v.distinct})" for v in volumes[:8])
     raise InputError(code, f"{where}: {what}: {listed}; choose one with --series UID (or its last digits)")
 
 
@@ -120,10 +120,10 @@ def _named(volumes: Sequence[SeriesVolume], series: str) -> SeriesVolume:
     exact = [v for v in volumes if v.id == series]
     found = exact or [v for v in volumes if series and v.id.endswith(series)]
     if not found:
-        there = ", ".join(v.id for v in volumes[:8])
+        there = ", ".join(shown(v.id) for v in volumes[:8])
         raise UsageError("series-unknown", f"--series {shown(series)}: not there; there are {there}")
     if len(found) > 1:
-        there = ", ".join(v.id for v in found[:8])
+        there = ", ".join(shown(v.id) for v in found[:8])
         raise UsageError("series-ambiguous", f"--series {shown(series)}: fits {len(found)} series: {there}")
     return found[0]
 

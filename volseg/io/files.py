@@ -84,6 +84,6 @@ def safe_name(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
     plain = re.sub(r"\.{2,}", "_", plain)
-    if plain == text and len(plain) <= LONGEST_NAME and not _RESERVED.match(plain.split(".")[0]):
+    if plain and plain == text and len(plain) <= LONGEST_NAME and not _RESERVED.match(plain.split(".")[0]):
         return plain
     return f"{plain[: LONGEST_NAME - 9] or 'study'}-{digest}"

@@ -95,11 +95,11 @@ def _bare(head: bytes) -> bool:
 def read_dataset(path: Path, *, pixels: bool = False) -> Any:
     """One file by pydicom, with or without preamble. Raises InputError dicom-file-damaged."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if pixels:
-                ds = pydicom.dcmread(path, force=True)
-            else:
+        if pixels:  # in threads: the list of warning filters is global, so pixels.py silences them once for all
+            ds = pydicom.dcmread(path, force=True)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 ds = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
     except Exception as e:  # pydicom raises many kinds on a garbled file
         raise InputError(

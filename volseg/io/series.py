@@ -48,7 +48,7 @@ class SeriesVolume:
     @property
     def label(self) -> str:
         """Short words for a person: last digits of the UID, modality, count, spacing."""
-        tail = f"series ...{self.id[-14:]}" if len(self.id) > 14 else f"series {self.id}"
+        tail = shown(f"series ...{self.id[-14:]}" if len(self.id) > 14 else f"series {self.id}")
         gap = f", {self.gap_mm:.3g} mm apart" if np.isfinite(self.gap_mm) else ""
         return f"{tail} ({shown(self.modality, 16)}, {len(self.frames)} images{gap}{self.distinct})"
 
