@@ -292,6 +292,15 @@ def test_a_broken_best_series_is_refused_with_the_way_out(series) -> None:
     assert refusal.value.code == "dicom-missing-slice"
 
 
+def test_a_snippet_does_not_stand_in_for_a_larger_broken_scan(series) -> None:
+    """Nine images of which one is doubled, and four good ones: the scan is the nine."""
+    series(ks=range(8))
+    series(ks=[3], prefix="again")
+    path = series(prefix="small", SeriesInstanceUID="1.2.3.4")
+    assert code_of(path) == "dicom-duplicate-positions"
+    assert ct_of(path, series_uid="1.2.3.4").voxels.shape == (COLUMNS, ROWS, 4)
+
+
 def test_one_slice_is_no_volume(series) -> None:
     assert code_of(next(series().iterdir())) == "dicom-single-slice"
 

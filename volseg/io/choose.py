@@ -1,7 +1,8 @@
 """Several volumes in one folder -> the one that is used, and why the others are left. Pure rules, no files.
 
 Order: CT before MR before PT before others; three slices or more; at least half the coverage of the longest; thinnest
-spacing; most slices. What is equally good is never picked in silence: it is refused, with the way out.
+spacing; most slices. What is equally good is never picked in silence: it is refused, with the way out. Neither does a
+smaller series replace one of the same modality that has more images but is broken.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def choose(volumes: Sequence[SeriesVolume], *, series: str | None = None, where:
     if len(siblings) > 1:
         _refuse_siblings(siblings, where)
     equals = [v for v in ranked if _equally_good(best, v)]
+    larger = [v for v in alike if v.problem is not None and len(v.frames) > len(best.frames)]
+    if larger:  # a snippet that can be read must not stand in for the scan that cannot
+        best, equals = larger[0], []
     if len({v.frames[0].study_uid for v in equals}) > 1:
         _refuse(
             "dicom-several-studies", f"{len(equals)} equally good {modality} series of several studies", equals, where
@@ -93,6 +97,8 @@ def _equally_good(best: SeriesVolume, v: SeriesVolume) -> bool:
 def _lesser(best: SeriesVolume, v: SeriesVolume) -> str:
     if v.modality != best.modality:
         return f"{shown(v.modality, 16)}; {best.modality} is preferred"
+    if v.problem is not None:
+        return v.problem.code
     if len(v.frames) < 3 <= len(best.frames):
         return "fewer than 3 slices"
     if math.isfinite(v.gap_mm) and v.gap_mm > best.gap_mm * (1 + _ALIKE):
