@@ -74,7 +74,7 @@ def bright_bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bone_block() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A CT of one shelled bone in soft tissue with one dense lesion on the patient's RIGHT, on an LPS 1 x 1.25 x 2 mm grid.
+    """A shelled bone in soft tissue with one dense lesion on the patient's RIGHT; LPS, 1 x 1.25 x 2 mm.
 
     Returns (hu int16, affine, lesion bool). The lesion is 10 x 8 x 5 voxels of 900 HU: 1,000 mm3.
     """

@@ -23,7 +23,7 @@ def result(bright_bundle, bone_block):
 
 
 def test_the_lesion_is_found_where_it_lies_on_an_lps_grid(result, bone_block):
-    hu, affine, lesion = bone_block
+    hu, _, lesion = bone_block
     assert result.instances.shape == hu.shape
     found = result.instances == 1
     dice = 2 * (found & lesion).sum() / (found.sum() + lesion.sum())

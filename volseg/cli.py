@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("-v", "--verbose", action="store_true", help="show warnings and progress of every stage")
 
     info = commands.add_parser(
-        "info", parents=[common], help="what is in a file or folder, and what would be used", formatter_class=formatter,
+        "info", parents=[common], formatter_class=formatter,
+        help="what is in a file or folder, and what would be used",
         description="Reads headers only. Lists every image series found, which one volseg would use, and why the\n"
         "others would be left. Says what would be refused, with its reason code.",
     )  # fmt: skip
@@ -81,9 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
 
     predict = commands.add_parser(
-        "predict", parents=[common], help="outline bone lesions in one or many studies", formatter_class=formatter,
-        description="Writes OUT/<study>/: lesions.nii.gz (lesion numbers on the source grid), lesions.csv, result.json,\n"
-        "preview.png and report.html. A study without lesions is a success. Studies that are already there are\n"
+        "predict", parents=[common], formatter_class=formatter,
+        help="outline bone lesions in one or many studies",
+        description="Writes OUT/<study>/: lesions.nii.gz (lesion numbers on the source grid), lesions.csv,\n"
+        "result.json, preview.png and report.html. A study without lesions is a success. Studies that are already there are\n"
         "skipped, so a long run can be stopped and started again.",
     )  # fmt: skip
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI, NRRD, MHA, DICOM file, DICOM folder or zip")
@@ -105,9 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
 
     synth = commands.add_parser(
-        "synth", parents=[common], help="grow synthetic lesions in real CTs or phantoms", formatter_class=formatter,
-        description="Each case is a CT with lytic, sclerotic and mixed lesions of exactly known mask grown in its bone,\n"
-        "written as imagesTr / labelsTr / datalist.json with the parameters of every lesion. The same seed gives\n"
+        "synth", parents=[common], formatter_class=formatter,
+        help="grow synthetic lesions in real CTs or phantoms",
+        description="Each case is a CT with lytic, sclerotic and mixed lesions of exactly known mask grown in its\n"
+        "bone, written as imagesTr / labelsTr / datalist.json with the parameters of every lesion. The same seed gives\n"
         "the same cases; a run that was cut off goes on. Use the input 'phantom' for a computed patient.",
     )  # fmt: skip
     synth.add_argument("inputs", nargs="+", metavar="CT", help="CT volume or DICOM folder, or the word 'phantom'")
@@ -128,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo", parents=[common], help="a phantom patient through the whole walk", formatter_class=formatter,
-        description="Makes a phantom patient with known lesions, runs the main job on it, compares the result with the\n"
-        "known truth and says where the report lies. Needs no data.",
+        description="Makes a phantom patient with known lesions, runs the main job on it, compares the result with\n"
+        "the known truth and says where the report lies. Needs no data.",
     )  # fmt: skip
     demo.add_argument("-o", "--out", type=Path, default=Path("demo"), help="folder for the demo (default: demo)")
     demo.add_argument("--seed", type=int, default=3, help="which phantom patient (default: 3)")

@@ -260,13 +260,3 @@ def _longest_line(ends: NDArray, in_plane: NDArray) -> float:
         return float(np.linalg.norm(in_plane, axis=0).max())
     furthest = np.abs(steps[between_centers >= longest * (1 - 1e-9)]).max(axis=1)
     return float(longest * (1 + 1 / furthest.min()))
-
-
-__all__ = [
-    "kind_limits_hu",
-    "label_lesions",
-    "lesion_kind",
-    "longest_axial_diameter_mm",
-    "measure_lesions",
-    "normal_marrow_hu",
-]

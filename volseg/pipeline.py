@@ -83,7 +83,7 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
     )
 
 
-def write_results(result: PatientResult, out: Path, options: OutputOptions = OutputOptions()) -> Path:  # noqa: B008
+def write_results(result: PatientResult, out: Path, options: OutputOptions = OutputOptions()) -> Path:
     """Write everything into `out`/<study>/ and return that folder.
 
     The files are made in a hidden folder beside it and appear all at once, so a failure leaves nothing half-written.

@@ -8,13 +8,12 @@ cut off goes on where it stopped and gives the same files.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +28,7 @@ from volseg.transforms.synthesis import grow_lesions
 from volseg.types import Volume
 
 PHANTOM = "phantom"
-PHANTOM_REGIONS = ("abdomen", "thorax", "pelvis")
+PHANTOM_REGIONS: tuple[Literal["abdomen", "thorax", "pelvis"], ...] = ("abdomen", "thorax", "pelvis")
 SECTIONS = ("training", "validation", "testing")
 DATALIST = "datalist.json"
 
@@ -193,7 +192,7 @@ def _list_cases(folder: Path, images: Sequence[Path], section: str) -> None:
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _plain(value: Any) -> Any:

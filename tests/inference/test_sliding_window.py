@@ -135,5 +135,5 @@ def test_prepare_batch_hands_the_bone_to_the_inferer(image):
 
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"precision": "int8"}, {"roi_size": (16, 16)}])
 def test_wrong_settings_are_refused_in_words(wrong):
-    with pytest.raises(ValueError, match="overlap|precision|roi_size"):
+    with pytest.raises(ValueError, match=r"overlap|precision|roi_size"):
         OccupiedSlidingWindowInferer(**({"roi_size": 16} | wrong))

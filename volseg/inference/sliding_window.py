@@ -70,11 +70,11 @@ def plan_windows(
     starts = [
         even_starts(high[a] - low[a], roi_size[a], overlap, first=min(low[a], shape[a] - roi_size[a])) for a in range(3)
     ]
-    every = list(itertools.product(*starts))
+    every: list[Corner] = [(x, y, z) for x, y, z in itertools.product(*starts)]
     if occupancy is None:
         return WindowPlan(tuple(every), len(every))
     rx, ry, rz = roi_size
-    kept = [(x, y, z) for x, y, z in every if occupancy[x : x + rx, y : y + ry, z : z + rz].any()]
+    kept: list[Corner] = [(x, y, z) for x, y, z in every if occupancy[x : x + rx, y : y + ry, z : z + rz].any()]
     return WindowPlan(tuple(kept), len(every))
 
 
