@@ -12,12 +12,11 @@ from scipy import ndimage
 from volseg.errors import InputError
 from volseg.geometry import ras_mm_to_voxel, spacing_mm, voxel_volume_mm3
 from volseg.phantoms import Phantom, ct_phantom
-from volseg.transforms.synthesis import REACH_MM, SMALLEST_GAP_MM, SMALLEST_LESION_MM3, Grown, grow_lesions
+from volseg.transforms.synthesis import Grown, grow_lesions
+from volseg.transforms.synthesis_canvas import REACH_MM, SMALLEST_GAP_MM, SMALLEST_LESION_MM3
 from volseg.transforms.synthesis_distractors import DISTRACTORS
 from volseg.transforms.synthesis_scanner import Scanner, measure_scanner
 from volseg.types import Volume
-
-ALL_KINDS = {"lytic": 1.0, "sclerotic": 1.0, "mixed": 1.0}
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,9 +97,13 @@ def soft_tissue_hu(site: Site, rng: np.random.Generator) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Erosion:
-    """What a destructive lesion does to the cortex: weight inside and outside the bone, and the share removed."""
+    """What a destructive lesion does to the cortex: the weight to paint with, the weight to label with, what was drawn.
+
+    They differ where a broken cortex loses its blurred outer edge: painted, but tumour only if there is a soft part.
+    """
 
     weight: NDArray
+    labelled: NDArray
     removed_fraction: float
     kept_mm: float
     soft_part_mm: float
@@ -126,7 +130,8 @@ def erode_cortex(site: Site, edge_mm: float, p_break: float, p_soft_part: float,
         outside = shape_weight * gate * open_ground * (1 - site.bone_weight)
     keep = smooth_step(kept - site.bone_depth_mm, 0.45)
     weight = shape_weight * site.bone_weight * (1 - keep) + outside
-    return Erosion(np.clip(weight, 0, 1), removed, kept_mm, soft_part_mm)
+    labelled = weight if soft_part_mm else weight - outside
+    return Erosion(np.clip(weight, 0, 1), np.clip(labelled, 0, 1), removed, kept_mm, soft_part_mm)
 
 
 def _infiltration(site: Site, opacity: float) -> NDArray:
@@ -169,7 +174,7 @@ def lytic(site: Site, rng: np.random.Generator) -> Painted:
         "spared": spared,
         "rim_hu": rim_hu,
     }
-    return Painted(voxels, erosion.weight, drawn)
+    return Painted(voxels, erosion.labelled, drawn)
 
 
 def sclerotic(site: Site, rng: np.random.Generator) -> Painted:
@@ -219,4 +224,4 @@ def mixed(site: Site, rng: np.random.Generator) -> Painted:
         "cortex_removed": erosion.removed_fraction,
         "soft_part_mm": erosion.soft_part_mm,
     }
-    return Painted(voxels, erosion.weight, drawn)
+    return Painted(voxels, erosion.labelled, drawn)

@@ -21,6 +21,7 @@ SOFT_TISSUE_HU = (-20.0, 110.0)
 SMOOTH_MM = 1.6
 PATCH = 12
 FALLBACK_NOISE_HU = 12.0
+ENOUGH_VOXELS = 8_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +52,21 @@ class Scanner:
 
 
 def measure_scanner(hu: NDArray, affine: NDArray, *, seed: int = 0) -> Scanner:
-    """Measure blur and noise of a CT (X, Y, Z) in HU: about 1 s for 30 million voxels. Reuse it for cuts of one CT."""
+    """Measure blur and noise of a CT (X, Y, Z) in HU: about 1 s. Reuse it for cuts of one CT."""
     spacing = spacing_mm(affine)
+    hu = _middle(hu)
     patches = _soft_patches(hu)
     sigma, grain = _grain(patches, np.random.default_rng(seed))
     rest = grain - ndimage.gaussian_filter(grain, SMOOTH_MM / spacing, mode="wrap", truncate=2.5)
     return Scanner(blur_mm=_blur_mm(hu, spacing), noise_hu=sigma, grain=grain, grain_residual=float(rest.std()))
+
+
+def _middle(hu: NDArray) -> NDArray:
+    """A cut of at most 8 million voxels around the middle: enough to measure."""
+    while hu.size > ENOUGH_VOXELS:
+        axis = int(np.argmax(hu.shape))
+        hu = hu[tuple(slice(n // 10, n - n // 10) if a == axis else slice(None) for a, n in enumerate(hu.shape))]
+    return hu
 
 
 def _blur_mm(hu: NDArray, spacing: NDArray) -> tuple[float, float, float]:
