@@ -179,7 +179,7 @@ def cut(
     patch = values[(slice(None), *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
     before, after = low - start, start + size - high
     if before.any() or after.any():
-        fill = float(values.min()) if pad_value is None else float(pad_value)
+        fill = float(values.amin()) if pad_value is None else float(pad_value)
         widths = [int(w) for axis in (2, 1, 0) for w in (before[axis], after[axis])]
         patch = pad(patch, widths, value=fill)
     else:

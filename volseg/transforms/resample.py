@@ -153,7 +153,7 @@ class AxisAlignedSpacing(InvertibleTransform):
         affine, shape = self.target_grid(tensor)
         outside = None
         if shear(tensor.affine.cpu().numpy()) > LARGEST_SHEAR_OF_A_RECTANGULAR_GRID:
-            outside = float(tensor.min()) if self.outside is None else self.outside
+            outside = float(tensor.amin()) if self.outside is None else self.outside
         return self.to_grid(tensor, affine=affine, shape=shape, mode=mode, outside=outside)
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
