@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ class Sheet:
             spine.set_visible(False)
         return axes
 
-    def text(self, left: float, top: float, words: str, *, size_px: float, colour: str = INK, **style: object) -> None:
+    def text(self, left: float, top: float, words: str, *, size_px: float, colour: str = INK, **style: Any) -> None:
         """One line of text; `left`, `top` is its upper left corner unless `ha`, `va` say otherwise."""
         style = {"va": "top", "ha": "left", **style}
         position = (left / self.width, 1 - top / self.height)
@@ -176,7 +177,7 @@ def draw_contours(axes: Axes, picture: Picture, colours: Mapping[int, str], *, m
 def add_lines(axes: Axes, picture: Picture, lines: NDArray, colour: str, *, width: float) -> None:
     """Lines (n, 2, 2) in columns and rows."""
     axes.add_collection(
-        LineCollection(picture.to_mm(lines), colors=colour, linewidths=width, capstyle="projecting", zorder=4),
+        LineCollection(list(picture.to_mm(lines)), colors=colour, linewidths=width, capstyle="projecting", zorder=4),
         autolim=False,
     )
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from volseg.report import drawing
 from volseg.report.drawing import FAINT_INK, INK, KIND_COLOURS, Sheet, Window
 from volseg.report.files import write_whole
-from volseg.report.projections import GAP_PX, draw_projections, height_for_width, project
+from volseg.report.projections import GAP_PX, arrange, draw_projections, project
 from volseg.report.summary import INTENDED_USE, MOST_PICTURED, by_size, summarise, volume_in_words
 from volseg.report.views import PLANES, Plane, Upright, upright
 from volseg.types import Lesion, PatientResult
@@ -33,7 +33,8 @@ def preview(result: PatientResult) -> bytes:
     lesions = by_size(result)[:MOST_SLICES]
     projections = project(grid, result)
     left_width, top = (1000, 92) if lesions else (1128, 92)
-    height = round(min(max(height_for_width(projections, left_width), 500), 860))
+    arrangement = arrange(projections, left_width, lowest=500, highest=860)
+    height = arrangement.height
     sheet = Sheet(1600, top + height + 48)
     sheet.text(24, 14, shortened(result.study.name, 70), size_px=26, fontweight="bold")
     kinds = f": {summary.kinds_in_words}" if summary.count else ""
@@ -41,7 +42,7 @@ def preview(result: PatientResult) -> bytes:
     sheet.text(1576, 14, "volseg", size_px=26, ha="right", fontweight="bold", colour=FAINT_INK)
     _draw_legend(sheet, 24, top + height + 24, summary.count)
     sheet.text(1576, top + height + 24, INTENDED_USE, size_px=14, ha="right", va="center", colour=FAINT_INK)
-    draw_projections(sheet, grid, result, projections, left=24, top=top, width=left_width, height=height)
+    draw_projections(sheet, grid, result, projections, arrangement, left=24, top=top, width=left_width)
     if lesions:
         _draw_slices(sheet, grid, result, lesions, left=1032, top=top, width=544, height=height)
     else:
@@ -57,10 +58,10 @@ def overview(result: PatientResult) -> bytes:
     grid = upright(result)
     projections = project(grid, result)
     width = 1224
-    height = round(min(max(height_for_width(projections, width), 360), 780))
-    sheet = Sheet(width, height + (34 if result.lesions else 0))
-    draw_projections(sheet, grid, result, projections, left=0, top=0, width=width, height=height)
-    _draw_legend(sheet, 10, height + 18, len(result.lesions))
+    arrangement = arrange(projections, width, lowest=300, highest=780)
+    sheet = Sheet(width, arrangement.height + (34 if result.lesions else 0))
+    draw_projections(sheet, grid, result, projections, arrangement, left=0, top=0, width=width)
+    _draw_legend(sheet, 10, arrangement.height + 18, len(result.lesions))
     return sheet.png()
 
 

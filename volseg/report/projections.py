@@ -10,12 +10,14 @@ from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
 from volseg.report import drawing
+from volseg.report.body import body
 from volseg.report.drawing import KIND_COLOURS, Sheet, Window
 from volseg.report.summary import by_size, pictured
 from volseg.report.views import Picture, Plane, Upright
 from volseg.types import Lesion, PatientResult
 
 PROJECTED: tuple[Plane, ...] = ("coronal", "sagittal")
+WORTH_STACKING = 1.3  # side by side is easier to compare
 MARGIN_PX = 48  # on either side of a projection: a direction mark and a column of numbers
 GAP_PX = 8
 MOST_SHADOWS = 1000  # a picture cannot say more; the tables list them all
@@ -42,16 +44,30 @@ class Projection:
 
 def project(grid: Upright, result: PatientResult) -> tuple[Projection, ...]:
     """Coronal and sagittal maximum projections, cut to bone and lesions, with the same rows on show in both."""
-    pictures = [grid.brightest(plane) for plane in PROJECTED]
+    patient = body(grid.values, grid.affine) if result.image.channel == "CT" else None
+    pictures = [grid.brightest(plane, patient) for plane in PROJECTED]
     bounds = [_worth_showing(grid, picture, result) for picture in pictures]
     top, bottom = min(b[2] for b in bounds), max(b[3] for b in bounds)
     return tuple(Projection(p, (b[0], b[1], top, bottom)) for p, b in zip(pictures, bounds, strict=True))
 
 
-def height_for_width(projections: tuple[Projection, ...], width: float) -> float:
-    """How many pixels high the projections get when drawn `width` pixels wide."""
-    px_per_mm = (width - _margins(projections)) / sum(p.width_mm for p in projections)
-    return px_per_mm * max(p.height_mm for p in projections)
+@dataclass(frozen=True)
+class Arrangement:
+    """How projections share a rectangle: side by side, or stacked where the image is short and wide."""
+
+    stacked: bool
+    height: int
+
+
+def arrange(projections: tuple[Projection, ...], width: float, *, lowest: int, highest: int) -> Arrangement:
+    """The better arrangement in `width` pixels, and the height it needs within lowest..highest pixels."""
+    side_by_side = _scale(projections, width, highest, stacked=False)
+    stacked = _scale(projections, width, highest, stacked=True)
+    tallest_mm = max(p.height_mm for p in projections)
+    if stacked > WORTH_STACKING * side_by_side:
+        needed = stacked * tallest_mm * len(projections) + GAP_PX * (len(projections) - 1)
+        return Arrangement(True, round(min(max(needed, lowest), highest)))
+    return Arrangement(False, round(min(max(side_by_side * tallest_mm, lowest), highest)))
 
 
 def draw_projections(
@@ -59,23 +75,28 @@ def draw_projections(
     grid: Upright,
     result: PatientResult,
     projections: tuple[Projection, ...],
+    arrangement: Arrangement,
     *,
     left: float,
     top: float,
     width: float,
-    height: float,
 ) -> None:
-    """Projections side by side, at one scale, as large as the rectangle allows, every lesion on them."""
-    room = width - _margins(projections)
-    width_mm = sum(p.width_mm for p in projections)
-    px_per_mm = min(room / width_mm, height / max(p.height_mm for p in projections))
-    spare = (room - px_per_mm * width_mm) / len(projections)
+    """Projections at one scale, as large as the arrangement allows, every lesion on them."""
+    count, height = len(projections), float(arrangement.height)
+    px_per_mm = _scale(projections, width, height, stacked=arrangement.stacked)
+    spare = width - GAP_PX * (count - 1) - sum(p.width_mm * px_per_mm + 2 * MARGIN_PX for p in projections)
     for projection in projections:
         picture, (x0, x1, y0, y1) = projection.picture, projection.bounds_mm
-        width_px = projection.width_mm * px_per_mm + 2 * MARGIN_PX + spare
-        axes = sheet.panel(left, top, width_px, height)
-        left += width_px + GAP_PX
-        window = Window((x0 + x1) / 2, (y0 + y1) / 2, width_px / px_per_mm, y1 - y0)
+        if arrangement.stacked:
+            width_px, height_px = width, (height - GAP_PX * (count - 1)) / count
+        else:
+            width_px, height_px = projection.width_mm * px_per_mm + 2 * MARGIN_PX + spare / count, height
+        axes = sheet.panel(left, top, width_px, height_px)
+        if arrangement.stacked:
+            top += height_px + GAP_PX
+        else:
+            left += width_px + GAP_PX
+        window = Window((x0 + x1) / 2, (y0 + y1) / 2, width_px / px_per_mm, height_px / px_per_mm)
         darkest, brightest = _grey_range(picture, result.image.channel)
         drawing.show(axes, picture, window, darkest=darkest, brightest=brightest)
         _draw_shadows(axes, grid, picture, result)
@@ -84,8 +105,14 @@ def draw_projections(
         drawing.mark_scale(axes, fits_in_mm=min(p.width_mm for p in projections))
 
 
-def _margins(projections: tuple[Projection, ...]) -> float:
-    return GAP_PX * (len(projections) - 1) + 2 * MARGIN_PX * len(projections)
+def _scale(projections: tuple[Projection, ...], width: float, height: float, *, stacked: bool) -> float:
+    """Pixels per mm at which all projections and their margins fit."""
+    count, gaps = len(projections), GAP_PX * (len(projections) - 1)
+    tallest_mm = max(p.height_mm for p in projections)
+    if stacked:
+        widest_mm = max(p.width_mm for p in projections)
+        return min((width - 2 * MARGIN_PX) / widest_mm, (height - gaps) / count / tallest_mm)
+    return min((width - gaps - 2 * MARGIN_PX * count) / sum(p.width_mm for p in projections), height / tallest_mm)
 
 
 def _worth_showing(grid: Upright, picture: Picture, result: PatientResult) -> tuple[float, float, float, float]:
@@ -110,7 +137,7 @@ def _grey_range(picture: Picture, channel: str) -> tuple[float, float]:
     if finite.size == 0:
         return 0.0, 1.0
     if channel == "CT":
-        return FLOOR_HU, float(np.clip(np.percentile(finite, 99.5), 600, 1600))
+        return FLOOR_HU, float(np.clip(np.percentile(finite, 99.5), 800, 1600))
     low, high = (float(v) for v in np.percentile(finite, (1, 99.5)))
     return low, max(high, low + 1e-6)
 

@@ -113,9 +113,11 @@ class Upright:
         where[LOOKS_ALONG[plane]] = index
         return self._picture(plane, self.values[tuple(where)], self.instances[tuple(where)])
 
-    def brightest(self, plane: Plane) -> Picture:
-        """Maximum intensity projection along the plane's axis; `labels` stays 0 (see `shadow`)."""
-        values = self.values.max(axis=LOOKS_ALONG[plane])
+    def brightest(self, plane: Plane, where: NDArray[np.bool_] | None = None) -> Picture:
+        """Maximum intensity projection along the plane's axis, of the voxels in `where`; `labels` stays 0."""
+        axis = LOOKS_ALONG[plane]
+        lowest = self.values.min()
+        values = self.values.max(axis=axis, where=True if where is None else where, initial=lowest)
         return self._picture(plane, values, np.zeros(values.shape, dtype=np.uint16))
 
     def shadow(self, plane: Plane, lesion: Lesion) -> tuple[NDArray[np.bool_], int, int]:
