@@ -254,9 +254,9 @@ def test_sixty_lesions_in_a_chest_ct_are_measured_in_well_under_three_seconds(rn
         x, y, z = (int(rng.integers(0, s - 20)) for s in shape)
         instances[x : x + 20, y : y + 20, z : z + 15] = n + 1
     hu = np.zeros(shape, dtype=np.int16)
-    began = time.perf_counter()
+    began = time.process_time()  # other work on the machine must not fail this
     lesions = measure_lesions(
         instances, hu, np.diag([0.8, 0.8, 1, 1]), probability=instances.astype(np.float32), marrow_hu=(NAN, NAN)
     )
-    assert time.perf_counter() - began < 3.0
+    assert time.process_time() - began < 3.0
     assert len(lesions) > 50
