@@ -13,7 +13,7 @@ from volseg.evaluation.lesions import match_lesions
 from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
 from volseg.io import read_study, write_nifti
 from volseg.pipeline import OutputOptions, analyse_study, write_results
-from volseg.synth import SynthOptions, grow_case
+from volseg.synth import PHANTOM, Source, SynthOptions, grow_case
 
 PATIENT = "phantom_patient"
 
@@ -26,7 +26,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None]) -> int:
     start = time.perf_counter()
     say("1/4 a phantom patient: spine, ribs, soft tissue, a table; lesions grown in the bone")
     options = SynthOptions(n=1, seed=seed, lesions=(4, 4), distractors=(1, 1), healthy=0.0)
-    volume, truth, parameters = grow_case("phantom", None, None, options, number=0)
+    volume, truth, parameters = grow_case(Source(PHANTOM), options, number=0)
     image = out / "input" / f"{PATIENT}.nii.gz"
     image.parent.mkdir(parents=True, exist_ok=True)
     write_nifti(image, np.rint(volume.voxels).astype(np.int16), volume.affine, dtype=np.int16)

@@ -25,6 +25,7 @@ from volseg.io import write_nifti
 from volseg.phantoms import ct_phantom
 from volseg.transforms.bone import BoneMask, bone_mask
 from volseg.transforms.synthesis import grow_lesions
+from volseg.transforms.synthesis_scanner import Scanner, measure_scanner
 from volseg.types import Volume
 
 PHANTOM = "phantom"
@@ -51,12 +52,13 @@ class SynthOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
-    """A CT with its bone, or (volume None) a fresh phantom for every case."""
+class Source:
+    """What cases are grown in: a CT, its bone and scanner measured once; or (all None) a fresh phantom per case."""
 
     name: str
-    volume: Volume | None
-    bone: BoneMask | None
+    volume: Volume | None = None
+    bone: BoneMask | None = None
+    scanner: Scanner | None = None
 
 
 def write_cases(
@@ -83,12 +85,12 @@ def write_cases(
     )
     with bar:
         for name, volume in sources.items():
-            source: _Source | None = None
+            source: Source | None = None
             for number in range(options.n):
                 stem = f"{name}_s{options.seed}_{number:03d}"
                 paths = _paths(folder, stem)
                 if not all(path.is_file() for path in paths.values()):
-                    source = source or _prepare(name, volume)
+                    source = source or prepare(name, volume)
                     _write_case(source, stem, paths, options, number)
                 images.append(paths["image"])
                 bar.update()
@@ -97,23 +99,36 @@ def write_cases(
     return images
 
 
-def grow_case(
-    name: str, volume: Volume | None, bone: BoneMask | None, options: SynthOptions, number: int
-) -> tuple[Volume, np.ndarray, dict[str, Any]]:
-    """One case in memory: (volume, instances uint16 on its grid, parameters). See `SynthOptions`."""
-    rng = np.random.default_rng([options.seed, zlib.crc32(name.encode()), number])
+def prepare(name: str, volume: Volume | None) -> Source:
+    """Find a CT's bone and measure its scanner; a phantom (None) brings its own.
+
+    Raises:
+        InputError: there is no bone in view.
+    """
     if volume is None:
+        return Source(name)
+    bone = bone_mask(volume.voxels, volume.affine)
+    if not bone.bone.any():
+        raise InputError("no-bone", f"{name}: no bone in view, so there is nothing to grow lesions in")
+    return Source(name, volume, bone, measure_scanner(volume.voxels, volume.affine))
+
+
+def grow_case(source: Source, options: SynthOptions, number: int) -> tuple[Volume, np.ndarray, dict[str, Any]]:
+    """One case in memory: (volume, instances uint16 on its grid, parameters). See `SynthOptions`."""
+    rng = np.random.default_rng([options.seed, zlib.crc32(source.name.encode()), number])
+    if source.volume is None or source.bone is None:
         phantom = ct_phantom(rng, region=PHANTOM_REGIONS[number % len(PHANTOM_REGIONS)])
-        volume, bone = phantom.volume, bone_mask(phantom.volume.voxels, phantom.volume.affine)
-    assert bone is not None
+        volume, bone = phantom.volume, BoneMask(bone=phantom.bone, marrow=phantom.marrow, cortex=phantom.cortex)
+    else:
+        volume, bone = source.volume, source.bone
     if options.block_mm is not None:
         volume, bone = _block(volume, bone, options.block_mm, rng)
     n_lesions = 0 if rng.random() < options.healthy else int(rng.integers(options.lesions[0], options.lesions[1] + 1))
     n_distractors = int(rng.integers(options.distractors[0], options.distractors[1] + 1))
-    grown = grow_lesions(volume, n=n_lesions, rng=rng, bone=bone, distractors=n_distractors)
+    grown = grow_lesions(volume, n=n_lesions, rng=rng, bone=bone, scanner=source.scanner, distractors=n_distractors)
     parameters = {
         "synthetic": True,
-        "source": name,
+        "source": source.name,
         "number": number,
         "volseg": __version__,
         "options": asdict(options),
@@ -123,17 +138,8 @@ def grow_case(
     return grown.volume, grown.instances, parameters
 
 
-def _prepare(name: str, volume: Volume | None) -> _Source:
-    if volume is None:
-        return _Source(name, None, None)
-    bone = bone_mask(volume.voxels, volume.affine)
-    if not bone.bone.any():
-        raise InputError("no-bone", f"{name}: no bone in view, so there is nothing to grow lesions in")
-    return _Source(name, volume, bone)
-
-
-def _write_case(source: _Source, stem: str, paths: dict[str, Path], options: SynthOptions, number: int) -> None:
-    volume, instances, parameters = grow_case(source.name, source.volume, source.bone, options, number)
+def _write_case(source: Source, stem: str, paths: dict[str, Path], options: SynthOptions, number: int) -> None:
+    volume, instances, parameters = grow_case(source, options, number)
     voxels = np.rint(np.clip(volume.voxels, -1024, 8000)).astype(np.int16)
     write_nifti(paths["image"], voxels, volume.affine, dtype=np.int16)
     _write_text(paths["parameters"], json.dumps({"case": stem, **parameters}, indent=1))

@@ -1,0 +1,196 @@
+"""How well the shipped bundle finds lesions: held-out synthetic cases, real metastases, real healthy bone.
+
+    python tests/benchmarks/bench_lesions.py --shared ../shared --out tests/benchmarks/results
+
+Grows 24 cases in three CTs that training never saw (fixed seed), runs the bundle exactly as `volseg predict` does, and
+counts lesions at IoU >= 0.1; then the three real patches with boxed metastases (BLDS) and the same three CTs untouched.
+Synthetic and real figures stand in separate blocks. Writes one JSON with date and machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import platform
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.evaluation.lesions import match_lesions
+from volseg.geometry import spacing_mm, voxel_to_ras_mm
+from volseg.inference.bundle import DEFAULT_BUNDLE, LoadedBundle, find_bundle, load_bundle
+from volseg.inference.segment import segment_volume
+from volseg.io import read_study
+from volseg.synth import SynthOptions, grow_case, prepare
+from volseg.types import Volume
+
+SEED = 20261121
+CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
+VALIDATION_SEED = 77
+
+
+def held_out(shared: Path, work: Path) -> dict[str, Volume]:
+    """The three CTs that no training case was grown in."""
+    data = shared / "data"
+    with tarfile.open(data / "rider_chest_0p8mm" / "rider_95slices_dicom.tar.xz") as tar:
+        tar.extractall(work / "rider", filter="data")
+    paths = {
+        "rider_chest_0p8mm": work / "rider",
+        "sts015_ct": data / "sts015_ct_mr_pet" / "nifti_reference" / "CT_image.nii.gz",
+        "tptbox_vertebra": data / "tptbox_vertebra" / "sample_ct" / "sub-ct_label-22_ct.nii.gz",
+    }
+    return {name: read_study(path).volumes["CT"] for name, path in paths.items()}
+
+
+def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: int, say: Any = print) -> dict[str, Any]:
+    """Sensitivity, false positives and Dice on cases grown in `volumes`, per CT and together."""
+    rows = []
+    for name, volume in volumes.items():
+        source = prepare(name, volume)
+        options = SynthOptions(n=CASES[name], seed=seed, lesions=(1, 4), distractors=(0, 2), healthy=0.0)
+        for number in range(options.n):
+            case, truth, parameters = grow_case(source, options, number)
+            start = time.perf_counter()
+            found = segment_volume(case, bundle).instances
+            match = match_lesions(found, truth, iou=0.1)
+            overlap = int(((found > 0) & (truth > 0)).sum())
+            size = int((found > 0).sum()) + int((truth > 0).sum())
+            rows.append(
+                {
+                    "ct": name,
+                    "case": number,
+                    "true": match.n_true,
+                    "hit": len(match.hits),
+                    "false_positive": len(match.false_positives),
+                    "dice": 2 * overlap / size if truth.any() else None,
+                    "missed": [_described(parameters["lesions"], i) for i in match.missed],
+                    "seconds": round(time.perf_counter() - start, 1),
+                }
+            )
+            say(json.dumps({k: v for k, v in rows[-1].items() if k != "missed"}))
+    summary = {name: _summary([r for r in rows if r["ct"] == name]) for name in volumes}
+    return {"iou": 0.1, "seed": seed, "all": _summary(rows), "by_ct": summary, "cases": rows}
+
+
+def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[str, Any]:
+    """Boxes hit and false positives on the three public patches with real metastases, as they are."""
+    folder = shared / "data" / "blds_bone_lesions"
+    with (folder / "image_bone_lesions.csv").open() as stream:
+        boxes = list(csv.DictReader(stream))
+    patches = []
+    for name in ("1", "6", "7"):
+        volume = read_study(folder / f"{name}.nii.gz").volumes["CT"]
+        segmentation = segment_volume(volume, bundle)
+        predicted = _boxes_ras_mm(segmentation.instances, volume)
+        true = [_true_box(row) for row in boxes if row["image_path"] == f"{name}.nii.gz"]
+        by_iou = [any(_box_iou(p["box"], t) >= 0.1 for p in predicted) for t in true]
+        by_center = [any(_inside(p["center"], t) for p in predicted) for t in true]
+        false = [p for p in predicted if not any(_box_iou(p["box"], t) >= 0.1 or _inside(p["center"], t) for t in true)]
+        patches.append(
+            {
+                "patch": name,
+                "boxes": len(true),
+                "hit_iou_0.1": sum(by_iou),
+                "hit_center_in_box": sum(by_center),
+                "hit_either": sum(a or b for a, b in zip(by_iou, by_center, strict=True)),
+                "false_positive": len(false),
+                "false_centers_ras_mm": [np.round(p["center"], 1).tolist() for p in false],
+            }
+        )
+        say(json.dumps(patches[-1]))
+    keys = ("boxes", "hit_iou_0.1", "hit_center_in_box", "hit_either", "false_positive")
+    return {"all": {k: sum(p[k] for p in patches) for k in keys}, "patches": patches}
+
+
+def healthy_block(volumes: dict[str, Volume], bundle: LoadedBundle) -> dict[str, Any]:
+    """False positives on real CTs without metastases, per litre of bone."""
+    rows = {}
+    for name, volume in volumes.items():
+        segmentation = segment_volume(volume, bundle)
+        litres = float((segmentation.bone > 0).sum()) * float(np.prod(spacing_mm(volume.affine))) / 1e6
+        rows[name] = {"false_positive": int(segmentation.instances.max()), "bone_litres": round(litres, 3)}
+    total = sum(r["false_positive"] for r in rows.values())
+    bone = sum(r["bone_litres"] for r in rows.values())
+    return {"by_ct": rows, "false_positive": total, "per_litre_of_bone": round(total / bone, 2) if bone else None}
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    true, hit = sum(r["true"] for r in rows), sum(r["hit"] for r in rows)
+    dices = [r["dice"] for r in rows if r["dice"] is not None]
+    return {
+        "cases": len(rows),
+        "lesions": true,
+        "sensitivity": round(hit / true, 3) if true else None,
+        "false_positives_per_case": round(sum(r["false_positive"] for r in rows) / len(rows), 2),
+        "mean_dice_over_positives": round(float(np.mean(dices)), 3) if dices else None,
+    }
+
+
+def _described(lesions: list[dict[str, Any]], lesion_id: int) -> str:
+    lesion = next(item for item in lesions if item["id"] == lesion_id)
+    return f"{lesion['kind']} {lesion['volume_mm3']:.0f} mm3"
+
+
+def _boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, np.ndarray]]:
+    found = []
+    for i in range(1, int(instances.max()) + 1):
+        voxels = np.argwhere(instances == i)
+        corners = voxel_to_ras_mm(volume.affine, np.stack([voxels.min(0) - 0.5, voxels.max(0) + 0.5]))
+        box = np.stack([corners.min(0), corners.max(0)])
+        found.append({"box": box, "center": voxel_to_ras_mm(volume.affine, voxels.mean(0))})
+    return found
+
+
+def _true_box(row: dict[str, str]) -> np.ndarray:
+    """Box center in LPS mm and edge lengths -> (2, 3) RAS corners."""
+    center = np.array([-float(row["x"]), -float(row["y"]), float(row["z"])])
+    half = np.array([float(row["width"]), float(row["height"]), float(row["depth"])]) / 2
+    return np.stack([center - half, center + half])
+
+
+def _box_iou(a: np.ndarray, b: np.ndarray) -> float:
+    overlap = np.prod(np.clip(np.minimum(a[1], b[1]) - np.maximum(a[0], b[0]), 0, None))
+    return float(overlap / (np.prod(a[1] - a[0]) + np.prod(b[1] - b[0]) - overlap))
+
+
+def _inside(point: np.ndarray, box: np.ndarray) -> bool:
+    return bool((point >= box[0]).all() and (point <= box[1]).all())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results"))
+    parser.add_argument("--bundle", default=DEFAULT_BUNDLE)
+    parser.add_argument("--set", action="append", default=[], metavar="ID=VALUE", help="override a config entry")
+    args = parser.parse_args()
+    overrides = {"inferer#progress": False} | {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
+    bundle = load_bundle(find_bundle(args.bundle, trust=True), overrides=overrides)
+    with tempfile.TemporaryDirectory() as work:
+        volumes = held_out(args.shared, Path(work))
+    document = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, CPU",
+        "weights_sha256": bundle.weights_sha256,
+        "overrides": overrides,
+        "synthetic_held_out": synthetic_block(volumes, bundle, seed=SEED),
+        "real_metastases_blds": real_block(args.shared, bundle),
+        "real_healthy_held_out": healthy_block(volumes, bundle),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{document['date']}_lesions.json"
+    path.write_text(json.dumps(document, indent=1))
+    for block in ("synthetic_held_out", "real_metastases_blds"):
+        print(block, json.dumps(document[block]["all"]))
+    print("real_healthy_held_out", json.dumps(document["real_healthy_held_out"]))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
