@@ -53,7 +53,7 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
         InputError: the study holds no CT.
     """
     volume = _ct_of(study)
-    warnings = list(study.notes) + _doubts(volume)
+    warnings = _doubts(volume)
     x, y, z = volume.voxels.shape
     say(f"{study.name}: {x} x {y} x {z} voxels, {' x '.join(f'{s:.2f}' for s in spacing_mm(volume.affine))} mm")
 
