@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import monai
@@ -120,12 +120,10 @@ def _write_files(result: PatientResult, folder: Path, options: OutputOptions) ->
         files.append("probability.nii.gz")
     write_lesions_csv(result, folder / "lesions.csv")
     write_preview(result, folder / "preview.png")
-    files += ["lesions.csv", "preview.png", "report.html", RESULT_FILE]
-    result = replace(result, seconds=dict(result.seconds) | {"pictures": round(time.perf_counter() - start, 3)})
     write_report(result, folder / "report.html")
-    seconds = dict(result.seconds) | {"writing": round(time.perf_counter() - start, 3)}
-    seconds.pop("pictures")
-    write_result_json(replace(result, seconds=seconds), folder / RESULT_FILE, files=files)
+    files += ["lesions.csv", "preview.png", "report.html", RESULT_FILE]
+    seconds = {"writing": round(time.perf_counter() - start, 3)}
+    write_result_json(result, folder / RESULT_FILE, files=files, seconds=seconds)
 
 
 def _ct_of(study: Study) -> Volume:
