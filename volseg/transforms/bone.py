@@ -26,12 +26,13 @@ BODY_HU = -300.0
 BONE_HU = 150.0
 SURE_BONE_HU = 300.0
 SMOOTHING_MM = 0.6
+NOISY_SMOOTHING_MM = 0.8
 METAL_HU = 2200.0
 CLOSING_MM = 2.5
 CORTEX_MM = 2.0
 GRID_MM = 2.0
 THIN_WALL_HU = 120.0
-REACH_MM = 30.0
+REACH_MM = 35.0
 AIR_HU = -150.0
 FAT_HU = -20.0
 # A shaft of a long bone, with its fat, stays below 10 cm² in section.
@@ -40,7 +41,9 @@ SMALLEST_BONE_MM3 = 5000.0
 # Marrow score at these HU (means over about 4 mm). Fat and soft tissue must be well enclosed, trabeculae need less.
 SCORE_HU = (-150.0, 20.0, 60.0, 90.0, 120.0)
 SCORE = (-0.6, -0.6, -0.2, 0.2, 0.5)
-ENOUGH = 2.7
+# What full enclosure adds, by line; an intervertebral disc has endplates above and below and nothing around it.
+LINES, IN_PLANE, VERTICAL = 1.3, 1.4, 1.0
+ENOUGH = 2.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,8 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     """
     spacing = spacing_mm(affine)
     axial = closest_axes(affine)[0][2]
+    if np.issubdtype(hu.dtype, np.floating) and np.isnan(hu).any():
+        hu = np.nan_to_num(hu, nan=-1024.0)
     empty = np.zeros(hu.shape, dtype=bool)
     dense = (hu > BONE_HU) & body_mask(hu, spacing, axial)
     image = _without_padding(hu)
@@ -69,8 +74,8 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     if box is None:
         return BoneMask(empty, empty.copy(), empty.copy())
     # Below -200 HU it is all "not bone": clipped, air and padding do not dim a thin rib when smoothed.
-    smooth = np.clip(np.nan_to_num(hu[box].astype(np.float32), nan=-1024.0), -200.0, 3000.0)
-    sigma = 1.2 if _noise_hu(smooth) > 40.0 else SMOOTHING_MM
+    smooth = np.clip(hu[box].astype(np.float32), -200.0, 3000.0)
+    sigma = NOISY_SMOOTHING_MM if _noise_hu(smooth) > 40.0 else SMOOTHING_MM
     smooth = ndimage.gaussian_filter(smooth, sigma / spacing * (spacing < 2.0), truncate=3.0)
     # Metal: brighter than any cortex, and its fringe.
     metal = _dilate(smooth > METAL_HU, 1.5, spacing)
@@ -167,7 +172,7 @@ def _flood(
 def _fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial: int, cut: Faces) -> Mask:
     """Add the marrow: what bone surrounds along rays, weighed against its HU; found on a grid of about 2 mm.
 
-    Rays look 30 mm along the 13 lines through a voxel's neighbours. The line up and down counts by itself: a vertebral
+    Rays look 35 mm along the 13 lines through a voxel's neighbours. The line up and down counts by itself: a vertebral
     body has endplates, the spinal canal and soft tissue between two bones have not. A wall eaten by a lesion opens
     some lines only, where hole filling would lose the whole bone.
     """
@@ -179,7 +184,9 @@ def _fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial:
     wall = shell | ((mean > THIN_WALL_HU) & ndimage.binary_dilation(shell))
     lines, in_plane, vertical = _enclosure(wall, size, axial, cut)
     local = ndimage.gaussian_filter(mean, np.minimum(1.5 / size, 1.0))
-    score = lines * (1.0 / 13) + in_plane * (0.35 / 4) + vertical * 0.5 + np.interp(local, SCORE_HU, SCORE)
+    score = (
+        lines * (LINES / 26) + in_plane * (IN_PLANE / 8) + vertical * (VERTICAL / 2) + np.interp(local, SCORE_HU, SCORE)
+    )
     score = np.maximum(score, (ENOUGH + 0.5) * _shafts(wall, mean, size)).astype(np.float32)
     inner = _interpolate(score, step, solid.shape) > ENOUGH
     inner &= (smooth > AIR_HU) & ~not_bone
@@ -189,7 +196,7 @@ def _fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial:
 
 
 def _enclosure(wall: Mask, spacing: NDArray, axial: int, cut: Faces) -> tuple[NDArray, NDArray, NDArray]:
-    """Of 13 lines through each voxel, those that meet `wall` both ways within 30 mm; of the 4 axial ones; of the
+    """Of 13 lines through each voxel, those that meet `wall` both ways within 35 mm; of the 4 axial ones; of the
     vertical one. A line counts 2; where the image cuts the body and its border stands for one of the two ends, 1."""
     lines, in_plane = np.zeros(wall.shape, np.uint8), np.zeros(wall.shape, np.uint8)
     vertical = np.zeros(wall.shape, np.uint8)
@@ -210,7 +217,7 @@ def _enclosure(wall: Mask, spacing: NDArray, axial: int, cut: Faces) -> tuple[ND
 
 
 def _meets(wall: Mask, way: tuple[int, ...], spacing: NDArray) -> Mask:
-    """Where a ray in direction `way` (-1, 0, 1 per axis) meets `wall` within 30 mm; a wall does not meet itself."""
+    """Where a ray in direction `way` (-1, 0, 1 per axis) meets `wall` within 35 mm; a wall does not meet itself."""
     reach = int(REACH_MM / np.linalg.norm(np.array(way) * spacing))
     axis = next(a for a in range(3) if way[a])
     rest = [way[a] for a in range(3) if a != axis]
@@ -233,7 +240,7 @@ def _meets(wall: Mask, way: tuple[int, ...], spacing: NDArray) -> Mask:
 
 
 def _leaves(shape: tuple[int, ...], way: tuple[int, ...], spacing: NDArray, cut: Faces) -> Mask:
-    """Where a ray in direction `way` leaves the image within 30 mm through a face that cuts the body."""
+    """Where a ray in direction `way` leaves the image within 35 mm through a face that cuts the body."""
     reach = int(REACH_MM / np.linalg.norm(np.array(way) * spacing))
     out = np.zeros(shape, dtype=bool)
     for axis in range(3):
@@ -360,7 +367,8 @@ def _without_padding(hu: NDArray) -> tuple[slice, ...]:
     inner = []
     for axis in range(3):
         rest = tuple(a for a in range(3) if a != axis)
-        varied = np.flatnonzero(hu.max(axis=rest) != hu.min(axis=rest))
+        highest = hu.max(axis=rest)
+        varied = np.flatnonzero(~((highest == hu.min(axis=rest)) & (highest <= BONE_HU)))
         inner.append(slice(int(varied[0]), int(varied[-1]) + 1) if varied.size else slice(0, hu.shape[axis]))
     return tuple(inner)
 
