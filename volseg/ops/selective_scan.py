@@ -46,6 +46,8 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     chosen = _choose(u.device.type) if backend == "auto" else backend
+    if torch.jit.is_tracing():
+        chosen = "torch"  # a trace (TorchScript, ONNX) can hold tensor operations only
     given = [t for t in (u, delta, A, B, C, D, delta_bias) if t is not None]
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32
     if chosen == "mamba_ssm":

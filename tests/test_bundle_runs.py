@@ -1,0 +1,145 @@
+"""The shipped bundle under MONAI's own commands, from another working directory, as people run it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from volseg.cli import main
+from volseg.inference.bundle import DEFAULT_BUNDLE, shipped_bundles
+from volseg.io import write_nifti
+from volseg.synth import PHANTOM, SynthOptions, write_cases
+
+SMALL = {"lesions": (1, 2), "distractors": (0, 0), "healthy": 0.0, "block_mm": 64.0}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Path:
+    return shipped_bundles()[DEFAULT_BUNDLE]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> Path:
+    """Two small phantom blocks under `training`, one of them again under `testing`."""
+    folder = tmp_path_factory.mktemp("cases")
+    write_cases({PHANTOM: None}, folder, SynthOptions(n=2, seed=5, **SMALL), progress=False)
+    path = folder / "datalist.json"
+    document = json.loads(path.read_text())
+    document["testing"] = document["training"][:1]
+    path.write_text(json.dumps(document))
+    return folder
+
+
+def _configs(bundle: Path, *names: str) -> list[str]:
+    return [str(bundle / "configs" / name) for name in names]
+
+
+def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_path):
+    rng = np.random.default_rng(8)
+    hu = np.full((70, 60, 40), 40.0)
+    hu[:3] = -1000
+    hu[15:55, 12:48, 5:35] = 500
+    hu[18:52, 15:45, 7:33] = 160
+    hu[28:40, 24:36, 14:24] = 700
+    hu += rng.normal(0, 12, hu.shape)
+    affine = np.diag([-1.0, -1.0, 1.5, 1.0])
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    write_nifti(studies / "block.nii.gz", np.rint(hu).astype(np.int16), affine, dtype=np.int16)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [
+        sys.executable, "-m", "monai.bundle", "run",
+        "--config_file", *_configs(bundle, "inference.json"), "--bundle_root", str(bundle),
+        "--dataset_dir", str(studies), "--output_dir", str(tmp_path / "monai"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(["predict", str(studies / "block.nii.gz"), "-o", str(tmp_path / "ours"), "--quiet"]) == 0
+    theirs = nib.load(next((tmp_path / "monai").rglob("*.nii.gz")))
+    ours = nib.load(tmp_path / "ours" / "block" / "lesions.nii.gz")
+    assert theirs.shape == ours.shape == hu.shape
+    assert np.allclose(theirs.affine, ours.affine, atol=1e-5)
+    assert np.array_equal(np.asarray(theirs.dataobj), np.asarray(ours.dataobj))
+    assert np.asarray(ours.dataobj).any(), "an empty mask would prove nothing"
+
+
+def test_a_few_training_steps_write_weights_that_load_and_resume(bundle, cases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = {
+        "config_file": _configs(bundle, "train.json")[0],
+        "bundle_root": str(bundle),
+        "dataset_dir": str(cases),
+        "ckpt_dir": str(tmp_path / "new"),
+        "iterations_per_epoch": 2,
+        "batch_size": 1,
+        "roi_size": [32, 32, 32],
+        "seed": 1,
+    }
+    monai.bundle.run(**common, epochs=1)
+    state = torch.load(tmp_path / "new" / "model.pt", weights_only=True)
+    shipped = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in shipped.items()}
+    assert all(torch.isfinite(v).all() for v in state.values())
+    monai.bundle.run(**common, epochs=2)
+    assert torch.load(tmp_path / "new" / "training_state.pt", weights_only=True)["epoch"] == 2
+
+
+def test_evaluate_writes_dice_sensitivity_and_false_positives(bundle, cases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monai.bundle.run(
+        config_file=_configs(bundle, "inference.json", "evaluate.json"),
+        bundle_root=str(bundle),
+        dataset_dir=str(cases),
+        output_dir=str(tmp_path / "eval"),
+    )
+    table = (tmp_path / "eval" / "metrics.csv").read_text()
+    for name in ("lesion_dice", "lesion_sensitivity", "false_positives_per_case"):
+        assert name in table
+
+
+def test_metadata_verifies_against_monais_schema(bundle, shared, tmp_path):
+    schema = tmp_path / "schema.json"
+    shutil.copy(shared / "schemas" / "meta_schema_20240725.json", schema)
+    monai.bundle.verify_metadata(meta_file=_configs(bundle, "metadata.json"), filepath=str(schema))
+
+
+def test_net_in_out_verifies(bundle):
+    monai.bundle.verify_net_in_out(
+        net_id="network_def",
+        meta_file=_configs(bundle, "metadata.json")[0],
+        config_file=_configs(bundle, "inference.json")[0],
+        device="cpu",
+    )
+
+
+@pytest.mark.slow
+def test_ckpt_export_makes_a_torchscript_that_agrees(bundle, tmp_path):
+    exported = tmp_path / "model.ts"
+    monai.bundle.ckpt_export(
+        net_id="network_def",
+        filepath=str(exported),
+        ckpt_file=str(bundle / "models" / "model.pt"),
+        meta_file=_configs(bundle, "metadata.json")[0],
+        config_file=_configs(bundle, "inference.json")[0],
+        key_in_ckpt="",
+        use_trace=True,
+        input_shape=[1, 1, 32, 32, 32],
+    )
+    network = torch.jit.load(exported).eval()
+    x = torch.randn(1, 1, 32, 32, 32)
+    parser = monai.bundle.ConfigParser()
+    parser.read_config(_configs(bundle, "inference.json")[0])
+    plain = parser.get_parsed_content("network_def").eval()
+    plain.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
+    with torch.inference_mode():
+        assert torch.allclose(network(x), plain(x), atol=1e-3)
