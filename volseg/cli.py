@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "predict", parents=[common], formatter_class=formatter,
         help="outline bone lesions in one or many studies",
         description="Writes OUT/<study>/: lesions.nii.gz (lesion numbers on the source grid), lesions.csv,\n"
-        "result.json, preview.png and report.html. A study without lesions is a success. Studies that are already there are\n"
-        "skipped, so a long run can be stopped and started again.",
+        "result.json, preview.png and report.html. A study without lesions is a success. Studies that are\n"
+        "already there are skipped, so a long run can be stopped and started again.",
     )  # fmt: skip
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI, NRRD, MHA, DICOM file, DICOM folder or zip")
     predict.add_argument("-o", "--out", required=True, type=Path, help="folder for the results")
@@ -110,8 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "synth", parents=[common], formatter_class=formatter,
         help="grow synthetic lesions in real CTs or phantoms",
         description="Each case is a CT with lytic, sclerotic and mixed lesions of exactly known mask grown in its\n"
-        "bone, written as imagesTr / labelsTr / datalist.json with the parameters of every lesion. The same seed gives\n"
-        "the same cases; a run that was cut off goes on. Use the input 'phantom' for a computed patient.",
+        "bone, written as imagesTr / labelsTr / datalist.json with the parameters of every lesion. The same\n"
+        "seed gives the same cases; a run that was cut off goes on. Use the input 'phantom' for a computed\n"
+        "patient.",
     )  # fmt: skip
     synth.add_argument("inputs", nargs="+", metavar="CT", help="CT volume or DICOM folder, or the word 'phantom'")
     synth.add_argument("-o", "--out", required=True, type=Path, help="folder for the cases")
