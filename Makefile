@@ -23,11 +23,11 @@ CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format clean bench-lesions bench-resample
 
 help: ## this list
 	@echo "volseg: make <target>"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/  \1	\2/p' Makefile
 
 demo: $(READY) ## make a phantom patient, run the main job on it, say where the report lies
 	$(BIN)/volseg demo
@@ -39,6 +39,12 @@ lint: $(READY) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes (needs ../shared; minutes)
+	$(BIN)/python tests/benchmarks/bench_lesions.py
+
+bench-resample: $(READY) ## volseg's resampling against MONAI's on a chest-sized volume (minutes)
+	$(BIN)/python tests/benchmarks/bench_resample.py
 
 format: $(READY) ## let ruff format the code and mend what it can
 	$(BIN)/ruff format .
