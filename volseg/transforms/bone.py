@@ -1,11 +1,10 @@
-"""Hounsfield units -> where the bone is. No model, no annotation; enters a CT grid, leave three masks on the same grid.
+"""Hounsfield units -> where the bone is. No model, no annotation; enters a CT, leave three masks on its grid.
 
 The outline is kept tight: a lesion planted inside `bone` lies in bone. A caller who must not miss the soft-tissue part
 of a lesion (sliding-window inference) dilates `bone` by 5-10 mm.
 
-Steps (design: body, hysteresis 150/300 HU, closing, hole filling): body without table, contrast-filled vessels
-and organs taken out by a shell test, hysteresis, holes filled where bone surrounds them in 3D or in two of the three
-slice directions, fragments dropped. Lengths are in mm, so any spacing works; about 1 mm is best.
+Steps: body without table (`bone_body`), metal and contrast medium taken out (`bone_contrast`), hysteresis 150/300 HU,
+marrow filled in by rays (`bone_rays`), fragments dropped. Lengths are in mm, so any spacing works; about 1 mm is best.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ __all__ = ["BoneMask", "body_mask", "bone_mask"]
 
 BONE_HU = 150.0
 SURE_BONE_HU = 300.0
-SMOOTHING_MM = 0.6
-NOISY_SMOOTHING_MM = 0.8
+# Sigma; more where the noise is above NOISY_HU, none along an axis of thicker voxels, which are means already.
+SMOOTHING_MM, NOISY_SMOOTHING_MM = 0.6, 0.8
+NOISY_HU = 40.0
+THICK_VOXEL_MM = 2.0
 CORTEX_MM = 2.0
 SMALLEST_BONE_MM3 = 5000.0
 
@@ -53,57 +54,54 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     axial = closest_axes(affine)[0][2]
     if np.issubdtype(hu.dtype, np.floating) and np.isnan(hu).any():
         hu = np.nan_to_num(hu, nan=-1024.0)
-    empty = np.zeros(hu.shape, dtype=bool)
+    bone, marrow = np.zeros(hu.shape, dtype=bool), np.zeros(hu.shape, dtype=bool)
     dense = (hu > BONE_HU) & body_mask(hu, spacing, axial)
     image = _without_padding(hu)
     box = _bounding_box(dense, np.ceil(2 * CLOSING_MM / spacing).astype(int), image)
     if box is None:
-        return BoneMask(empty, empty.copy(), empty.copy())
+        return BoneMask(bone, marrow, bone.copy())
     # Below -200 HU it is all "not bone": clipped, air and padding do not dim a thin rib when smoothed.
     smooth = np.clip(hu[box].astype(np.float32), -200.0, 3000.0)
-    sigma = NOISY_SMOOTHING_MM if _noise_hu(smooth) > 40.0 else SMOOTHING_MM
-    smooth = ndimage.gaussian_filter(smooth, sigma / spacing * (spacing < 2.0), truncate=3.0)
+    sigma = NOISY_SMOOTHING_MM if _noise_hu(smooth) > NOISY_HU else SMOOTHING_MM
+    smooth = ndimage.gaussian_filter(smooth, sigma / spacing * (spacing < THICK_VOXEL_MM), truncate=3.0)
     solid = (smooth > BONE_HU) & dilate(dense[box], 1.0, spacing)
     del dense
     not_bone = metal_and_contrast(smooth, solid, spacing)
     solid = with_seed(solid & ~not_bone, smooth > SURE_BONE_HU)
     cut = [(b.start == i.start, b.stop == i.stop) for b, i in zip(box, image, strict=True)]
-    filled = fill(solid, not_bone, smooth, spacing, axial, cut)
+    filled = fill(solid, smooth, not_bone=not_bone, spacing=spacing, axial=axial, cut=cut)
     filled = _drop_fragments(filled, spacing)
-    bone = empty
     bone[box] = filled
-    marrow = np.zeros_like(bone)
     marrow[box] = erode(filled, CORTEX_MM, spacing)
     return BoneMask(bone, marrow, bone & ~marrow)
 
 
 def _noise_hu(hu: NDArray) -> float:
-    """Standard deviation of the noise in soft tissue, from the differences between neighbours."""
+    """Standard deviation of the noise in soft tissue, from the differences between neighbours; 0 without any."""
     sample = hu[::2, ::2, ::2] if hu.size > 4e6 else hu
     middle, right, left = sample[1:-1], sample[2:], sample[:-2]
     tissue = (middle > -150.0) & (middle < 150.0) & (np.abs(left) < 150.0) & (np.abs(right) < 150.0)
     if not tissue.any():
         return 0.0
     second = middle[tissue] - 0.5 * (left[tissue] + right[tissue])
+    # Median -> standard deviation of a normal; a value less the mean of two others has 1.5 times its variance.
     return float(np.median(np.abs(second)) / 0.6745 / np.sqrt(1.5))
 
 
 def _drop_fragments(bone: Mask, spacing: NDArray) -> Mask:
-    """Drop parts below 5 cm³; in a small crop below a twentieth of the largest, cut parts below a fifth of that."""
+    """Keep parts of 5 cm³ or, where all is small, a twentieth of the largest; a fifth of that at the image border."""
     labels, count = ndimage.label(bone, np.ones((3, 3, 3)))
-    if count == 0:
-        return bone
     volume = np.bincount(labels.ravel()) * spacing.prod()
     volume[0] = 0.0
     least = min(SMALLEST_BONE_MM3, 0.05 * volume.max())
-    cut = touching_border(labels, count, [0, 1, 2])
-    keep = (volume >= least) | (cut & (volume >= 0.2 * least))
+    at_border = touching_border(labels, count, [0, 1, 2])
+    keep = (volume >= least) | (at_border & (volume >= 0.2 * least))
     keep[0] = False
     return keep[labels]
 
 
 def _without_padding(hu: NDArray) -> tuple[slice, ...]:
-    """The part between constant outer slices: padding is not anatomy."""
+    """The part between constant outer slices: padding is not anatomy. All of an image that is constant throughout."""
     inner = []
     for axis in range(3):
         rest = tuple(a for a in range(3) if a != axis)

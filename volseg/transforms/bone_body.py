@@ -6,16 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.transforms.bone_blocks import block_mean, stretch
-from volseg.transforms.bone_morphology import Mask, touching_border
+from volseg.transforms.bone_blocks import block_mean, block_step, stretch
+from volseg.transforms.bone_morphology import Mask, holes
 
 BODY_HU = -300.0
+GRID_MM = 3.0
 
 
 def body_mask(hu: NDArray, spacing: NDArray, axial: int) -> Mask:
-    """The patient, lungs and bowel gas included, table excluded; found on a grid of about 3 mm. (X, Y, Z) bool."""
-    step = np.maximum(1, np.round(3.0 / spacing)).astype(int)
-    coarse = block_mean(hu, step, lower=-1024.0) > BODY_HU
+    """The patient, lungs and bowel gas included, table excluded; found on a grid of about 3 mm. (X, Y, Z) bool.
+
+    hu: (X, Y, Z); spacing: (3,) mm per voxel; axial: the array axis that runs along the body, 0 to 2.
+    """
+    step = block_step(spacing, GRID_MM)
+    coarse = block_mean(hu, step) > BODY_HU
     opened = ndimage.binary_erosion(coarse, border_value=1)
     labels, count = ndimage.label(opened)
     if count == 0:
@@ -25,9 +29,6 @@ def body_mask(hu: NDArray, spacing: NDArray, axial: int) -> Mask:
     # Arms and hands beside the trunk are parts of the patient; a table is gone after the erosion.
     body = (sizes >= 0.02 * sizes.max())[labels]
     body = ndimage.binary_dilation(body, iterations=2) & coarse
-    plane = np.zeros((3, 3, 3), dtype=bool)
-    cross = ndimage.generate_binary_structure(2, 1)
-    plane[tuple(1 if a == axial else slice(None) for a in range(3))] = cross
-    outside, count = ndimage.label(~body, plane)
-    keep_open = touching_border(outside, count, [a for a in range(3) if a != axial])
-    return stretch(body | ~keep_open[outside], step, hu.shape)
+    # Gas is closed in by every axial slice, though airways and bowel may be cut by the last one.
+    gaps, sizes = holes(body, [a for a in range(3) if a != axial])
+    return stretch(body | (sizes > 0)[gaps], step, hu.shape)

@@ -13,9 +13,9 @@ Mask = NDArray[np.bool_]
 
 
 def dilate(mask: Mask, radius_mm: float, spacing: NDArray) -> Mask:
-    """Ball of `radius_mm` by turns of cross and box, one voxel each: some ten array passes whatever the radius."""
+    """About a ball of `radius_mm`, by turns of cross and box; an axis of wider voxels takes part in fewer."""
     steps = np.round(radius_mm / spacing).astype(int)
-    turns = int(steps.max(initial=0))
+    turns = int(steps.max())
     out = mask
     for turn in range(turns):
         axes = [a for a in range(3) if (turn + 1) * steps[a] // turns > turn * steps[a] // turns]
@@ -36,20 +36,20 @@ def erode(mask: Mask, radius_mm: float, spacing: NDArray) -> Mask:
 
 
 def close(mask: Mask, radius_mm: float, spacing: NDArray) -> Mask:
+    """`mask` and the gaps in it up to twice `radius_mm` wide."""
     return erode(dilate(mask, radius_mm, spacing), radius_mm, spacing) | mask
 
 
 def with_seed(mask: Mask, seed: Mask) -> Mask:
-    """The parts (26-connected) of `mask` that hold a voxel of `seed`."""
+    """The parts of `mask` that hold a voxel of `seed`."""
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     keep = np.zeros(count + 1, dtype=bool)
     keep[labels[seed & mask]] = True
-    keep[0] = False
     return keep[labels]
 
 
 def large_parts(mask: Mask, voxels: float) -> Mask:
-    """The parts (26-connected) of `mask` with at least so many voxels."""
+    """The parts of `mask` with at least so many voxels."""
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     keep = np.bincount(labels.ravel()) >= voxels
     keep[0] = False
@@ -57,16 +57,15 @@ def large_parts(mask: Mask, voxels: float) -> Mask:
 
 
 def holes(closed: Mask, axes: list[int]) -> tuple[NDArray, NDArray]:
-    """Background parts connected along `axes` only; (labels, voxels per label), 0 voxels where open to the border."""
-    structure = np.zeros((3,) * closed.ndim, dtype=bool)
-    centre = [1] * closed.ndim
+    """What is not `closed`, in parts of face neighbours along `axes`; (labels, voxels per label).
+
+    Label 0 (`closed` itself) and parts open to the image border along `axes` count 0 voxels.
+    """
+    structure = np.zeros((3, 3, 3), dtype=bool)
     for axis in axes:
-        for side in (0, 1, 2):
-            at = list(centre)
-            at[axis] = side
-            structure[tuple(at)] = True
+        structure[tuple(slice(None) if a == axis else 1 for a in range(3))] = True
     labels, count = ndimage.label(~closed, structure)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes = np.bincount(labels.ravel())
     sizes[touching_border(labels, count, axes)] = 0
     sizes[0] = 0
     return labels, sizes

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.transforms.bone_blocks import block_mean, interpolate
+from volseg.transforms.bone_blocks import block_mean, block_step, interpolate
 from volseg.transforms.bone_morphology import Mask, close, dilate, holes
 
 # Per axis: does the image cut the body at its first, at its last slice?
@@ -25,19 +25,23 @@ LARGEST_SHAFT_MM2 = 1000.0
 # Marrow score at these HU (means over about 4 mm). Fat and soft tissue must be well enclosed, trabeculae need less.
 SCORE_HU = (-150.0, 20.0, 60.0, 90.0, 120.0)
 SCORE = (-0.6, -0.6, -0.2, 0.2, 0.5)
-# What full enclosure adds, by line; an intervertebral disc has endplates above and below and nothing around it.
+# What full enclosure adds: by all 13 lines, the 4 in the axial plane, the vertical one. ENOUGH, HU score added: marrow.
+# An intervertebral disc has endplates above and below and nothing around it.
 LINES, IN_PLANE, VERTICAL = 1.3, 1.4, 1.0
 ENOUGH = 2.8
 
 
-def fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial: int, cut: Faces) -> Mask:
-    """Add the marrow: what bone surrounds along rays, weighed against its HU; found on a grid of about 2 mm.
+def fill(solid: Mask, smooth: NDArray, *, not_bone: Mask, spacing: NDArray, axial: int, cut: Faces) -> Mask:
+    """`solid` and the marrow: what bone surrounds along rays, weighed against its HU; found on a grid of about 2 mm.
+
+    solid: dense bone; smooth: HU without fine noise; not_bone: never added; all (X, Y, Z). spacing: (3,) mm per voxel;
+    axial: the array axis that runs along the body.
 
     Rays look 35 mm along the 13 lines through a voxel's neighbours. The line up and down counts by itself: a vertebral
     body has endplates, the spinal canal and soft tissue between two bones have not. A wall eaten by a lesion opens
     some lines only, where hole filling would lose the whole bone.
     """
-    step = np.maximum(1, np.round(GRID_MM / spacing)).astype(int)
+    step = block_step(spacing, GRID_MM)
     size = step * spacing
     mean = block_mean(smooth, step)
     shell = block_mean(solid, step) >= 0.4
@@ -45,9 +49,8 @@ def fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial: 
     wall = shell | ((mean > THIN_WALL_HU) & ndimage.binary_dilation(shell))
     lines, in_plane, vertical = _enclosure(wall, size, axial, cut)
     local = ndimage.gaussian_filter(mean, np.minimum(1.5 / size, 1.0))
-    score = (
-        lines * (LINES / 26) + in_plane * (IN_PLANE / 8) + vertical * (VERTICAL / 2) + np.interp(local, SCORE_HU, SCORE)
-    )
+    surrounded = lines * (LINES / 26) + in_plane * (IN_PLANE / 8) + vertical * (VERTICAL / 2)
+    score = surrounded + np.interp(local, SCORE_HU, SCORE)
     score = np.maximum(score, (ENOUGH + 0.5) * _shafts(wall, mean, size)).astype(np.float32)
     inner = interpolate(score, step, solid.shape) > ENOUGH
     inner &= (smooth > AIR_HU) & ~not_bone
@@ -57,11 +60,13 @@ def fill(solid: Mask, not_bone: Mask, smooth: NDArray, spacing: NDArray, axial: 
 
 
 def _enclosure(wall: Mask, spacing: NDArray, axial: int, cut: Faces) -> tuple[NDArray, NDArray, NDArray]:
-    """Of 13 lines through each voxel, those that meet `wall` both ways within 35 mm; of the 4 axial ones; of the
-    vertical one. A line counts 2; where the image cuts the body and its border stands for one of the two ends, 1."""
+    """How many lines through each voxel meet `wall` both ways within 35 mm: of all 13, of the 4 in the axial plane, of
+    the vertical one. A line counts 2; where the image cuts the body and its border stands for one of the two ends, 1.
+    """
     lines, in_plane = np.zeros(wall.shape, np.uint8), np.zeros(wall.shape, np.uint8)
     vertical = np.zeros(wall.shape, np.uint8)
     for way in itertools.product((-1, 0, 1), repeat=3):
+        # One way of each line.
         if way <= (0, 0, 0):
             continue
         back = tuple(-w for w in way)
@@ -82,10 +87,11 @@ def _meets(wall: Mask, way: tuple[int, ...], spacing: NDArray) -> Mask:
     reach = int(REACH_MM / np.linalg.norm(np.array(way) * spacing))
     axis = next(a for a in range(3) if way[a])
     rest = [way[a] for a in range(3) if a != axis]
+    # From one slice to the next the ray also shifts by `rest` within the slice.
     take = tuple({0: slice(None), 1: slice(1, None), -1: slice(None, -1)}[w] for w in rest)
     put = tuple({0: slice(None), 1: slice(None, -1), -1: slice(1, None)}[w] for w in rest)
     walls = np.moveaxis(wall, axis, 0)
-    # Voxels left to look at; 0 is a miss.
+    # How many voxels further a wall just passed is still in reach; 0 is out of reach.
     left = np.zeros(walls.shape, dtype=np.uint8)
     meets = np.zeros(walls.shape, dtype=bool)
     order = range(len(walls)) if way[axis] < 0 else range(len(walls) - 1, -1, -1)
@@ -119,7 +125,6 @@ def _shafts(wall: Mask, mean: NDArray, spacing: NDArray) -> Mask:
     for axis in range(3):
         labels, sizes = holes(wall, [a for a in range(3) if a != axis])
         found = (sizes > 0) & (sizes * spacing.prod() / spacing[axis] <= LARGEST_SHAFT_MM2)
-        inside = np.flatnonzero(labels)
-        total = np.bincount(labels.ravel()[inside], weights=mean.ravel()[inside], minlength=sizes.size)
-        out |= (found & (total < FAT_HU * sizes))[labels]
+        total_hu = np.bincount(labels.ravel(), weights=mean.ravel())
+        out |= (found & (total_hu < FAT_HU * sizes))[labels]
     return out
