@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
@@ -105,6 +106,12 @@ class SegMamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _check_size(x)
+        if _bfloat16_spoils_gradients(x):
+            with torch.autocast("cpu", enabled=False):
+                return self._forward(x.float())
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         maps = [x]
         skips = []
         for stage in self.stages:
@@ -119,6 +126,21 @@ class SegMamba(nn.Module):
 
 def _residual_block(in_channels: int, out_channels: int) -> UnetrBasicBlock:
     return UnetrBasicBlock(3, in_channels, out_channels, 3, 1, "instance", res_block=True)
+
+
+def _bfloat16_spoils_gradients(x: Tensor) -> bool:
+    """Whether training under CPU autocast would meet oneDNN's broken kernel.
+
+    The bfloat16 weight gradient of a 3x3x3 convolution over a map whose first axis has 2 voxels is uninitialised memory
+    (torch 2.13, measured 2026-11-21: NaN or 1e36 in a third of the calls; other sizes are right). A map of SegMamba
+    has such an axis only if X is 16 or 32.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.shape[2] <= 2 * STRIDE
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+    )
 
 
 def _check_size(x: Tensor) -> None:
