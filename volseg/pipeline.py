@@ -57,6 +57,8 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
     x, y, z = volume.voxels.shape
     say(f"{study.name}: {x} x {y} x {z} voxels, {' x '.join(f'{s:.2f}' for s in spacing_mm(volume.affine))} mm")
 
+    say(f"{study.name}: searching the bone with {bundle.files.name} on {_device_name(bundle.device)}")
+
     segmentation = segment_volume(volume, bundle)
     start = time.perf_counter()
     marrow = normal_marrow_hu(volume.voxels, segmentation.bone == MARROW, segmentation.instances, volume.affine)
