@@ -97,6 +97,15 @@ def test_a_view_without_bone_says_that_no_lesion_means_nothing(bright_bundle):
     assert any("no bone" in warning for warning in result.warnings)
 
 
+def test_what_a_bundle_confesses_stands_in_the_result(bright_bundle, bone_block):
+    path = bright_bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"notice": "finds bright things only"}))
+    hu, affine, _ = bone_block
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
+    result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
+    assert result.warnings[0] == "finds bright things only"
+
+
 def test_a_study_without_ct_is_refused(bright_bundle):
     bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu")
     study = Study(name="mr", volumes={"MR": Volume(np.zeros((4, 4, 4)), np.eye(4), channel="MR")})

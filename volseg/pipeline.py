@@ -53,7 +53,9 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
         InputError: the study holds no CT.
     """
     volume = _ct_of(study)
-    warnings = _doubts(volume)
+    # What a bundle has to confess stands in every report it makes.
+    notice = bundle.files.metadata.get("notice")
+    warnings = ([str(notice)] if notice else []) + _doubts(volume)
     x, y, z = volume.voxels.shape
     say(f"{study.name}: {x} x {y} x {z} voxels, {' x '.join(f'{s:.2f}' for s in spacing_mm(volume.affine))} mm")
 
