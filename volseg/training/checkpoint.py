@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.nn.parallel import DistributedDataParallel
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,15 +37,22 @@ class ResumableState:
             return
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, part in self.state.items():
-            part.load_state_dict(saved[name])
+            _unwrapped(part).load_state_dict(saved[name])
         engine.state.epoch = int(saved["epoch"])
         engine.state.iteration = int(saved["iteration"])
         _LOG.info("going on after epoch %d of %s", engine.state.epoch, engine.state.max_epochs)
 
     def _save(self, engine: Engine) -> None:
-        saved = {name: part.state_dict() for name, part in self.state.items()}
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+            return
+        saved = {name: _unwrapped(part).state_dict() for name, part in self.state.items()}
         saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
         torch.save(saved, partial)
         partial.replace(self.path)
+
+
+def _unwrapped(part: Any) -> Any:
+    """The network inside DistributedDataParallel, so that one process can go on where several stopped."""
+    return part.module if isinstance(part, DistributedDataParallel) else part
