@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     if not args.verbose:
         warnings.filterwarnings("ignore")
-    # Idle OpenMP threads sleep instead of spinning: two runs at once on two cores took five times as long each
-    # (2026-11-21). Must be set before torch is imported.
+    # Idle OpenMP threads sleep instead of spinning: two spinning runs on two cores took several times as long each as
+    # sharing explains (2026-11-21). Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(args.run(args))
