@@ -23,6 +23,8 @@ from volseg.errors import InputError
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
 from volseg.io import write_nifti
 from volseg.phantoms import ct_phantom
+from volseg.report.files import write_whole
+from volseg.report.tables import as_json
 from volseg.transforms.bone import BoneMask, bone_mask
 from volseg.transforms.synthesis import grow_lesions
 from volseg.transforms.synthesis_scanner import Scanner, measure_scanner
@@ -132,8 +134,8 @@ def grow_case(source: Source, options: SynthOptions, number: int) -> tuple[Volum
         "number": number,
         "volseg": __version__,
         "options": asdict(options),
-        "lesions": [_plain(asdict(lesion)) for lesion in grown.lesions],
-        "distractors": [_plain(asdict(d)) for d in grown.distractors],
+        "lesions": [as_json(asdict(lesion)) for lesion in grown.lesions],
+        "distractors": [as_json(asdict(d)) for d in grown.distractors],
     }
     return grown.volume, grown.instances, parameters
 
@@ -142,7 +144,7 @@ def _write_case(source: Source, stem: str, paths: dict[str, Path], options: Synt
     volume, instances, parameters = grow_case(source, options, number)
     voxels = np.rint(np.clip(volume.voxels, -1024, 8000)).astype(np.int16)
     write_nifti(paths["image"], voxels, volume.affine, dtype=np.int16)
-    _write_text(paths["parameters"], json.dumps({"case": stem, **parameters}, indent=1))
+    write_whole(paths["parameters"], json.dumps({"case": stem, **parameters}, indent=1))
     # The label comes last: a case with all three files is a complete one.
     write_nifti(paths["label"], instances, volume.affine, dtype=np.uint16)
 
@@ -192,19 +194,4 @@ def _list_cases(folder: Path, images: Sequence[Path], section: str) -> None:
         if relative not in listed:
             case = {"image": relative, "label": relative.replace("imagesTr", "labelsTr", 1)}
             document.setdefault(section, []).append(case)
-    _write_text(path, json.dumps(document, indent=1))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    """numpy scalars and tuples -> what JSON holds."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+    write_whole(path, json.dumps(document, indent=1))

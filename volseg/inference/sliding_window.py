@@ -57,19 +57,18 @@ def plan_windows(
 
     The windows are laid over the bounding box of the occupancy, not over the air around it.
     """
-    low, high = [0, 0, 0], list(shape)
+    first, lengths = [0, 0, 0], list(shape)
     if occupancy is not None:
         filled = [np.flatnonzero(occupancy.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
         if filled[0].size == 0:
             return WindowPlan((), 0)
         for axis in range(3):
-            begin, end = int(filled[axis][0]), int(filled[axis][-1]) + 1
-            grow = max(0, roi_size[axis] - (end - begin))
-            low[axis] = min(max(0, begin - grow // 2), shape[axis] - min(shape[axis], max(roi_size[axis], end - begin)))
-            high[axis] = max(end, low[axis] + min(roi_size[axis], shape[axis]))
-    starts = [
-        even_starts(high[a] - low[a], roi_size[a], overlap, first=min(low[a], shape[a] - roi_size[a])) for a in range(3)
-    ]
+            begin, extent = int(filled[axis][0]), int(filled[axis][-1] - filled[axis][0]) + 1
+            lengths[axis] = max(extent, roi_size[axis])
+            # What is shorter than a window sits in its middle, as far as the volume's border allows.
+            centered = max(0, begin - (lengths[axis] - extent) // 2)
+            first[axis] = min(centered, shape[axis] - lengths[axis])
+    starts = [even_starts(lengths[a], roi_size[a], overlap, first=first[a]) for a in range(3)]
     every: list[Corner] = [(x, y, z) for x, y, z in itertools.product(*starts)]
     if occupancy is None:
         return WindowPlan(tuple(every), len(every))

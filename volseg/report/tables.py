@@ -107,7 +107,7 @@ def result_document(
         "warnings": list(result.warnings),
         "files": [str(name) for name in files],
     }
-    return {key: _plain(value) for key, value in document.items()}
+    return {key: as_json(value) for key, value in document.items()}
 
 
 def write_result_json(
@@ -148,16 +148,16 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _plain(value: Any) -> Any:
-    """Anything we hold -> what JSON knows."""
+def as_json(value: Any) -> Any:
+    """Anything we hold -> what JSON knows; NaN and Inf become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return as_json(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return as_json(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
