@@ -8,13 +8,12 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from volseg.inference.slabs import UNSEEN_LOGIT
 from volseg.inference.sliding_window import (
-    UNSEEN_LOGIT,
     OccupiedSlidingWindowInferer,
-    even_starts,
-    plan_windows,
     with_occupancy,
 )
+from volseg.inference.windows import even_starts, plan_windows
 
 
 class CountingNet(torch.nn.Module):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volseg.ops.causal_conv import causal_conv1d
 from volseg.ops.selective_scan import Backend, selective_scan
 
 
@@ -24,7 +25,9 @@ class SelectiveSSM(nn.Module):
     ) -> None:
         super().__init__()
         self.rank, self.states, self.backend = rank, states, backend
-        self.conv = nn.Conv1d(channels, channels, kernel_size, groups=channels)
+        self.conv = nn.Conv1d(
+            channels, channels, kernel_size, groups=channels
+        )  # its parameters; causal_conv1d runs them
         self.x_proj = nn.Linear(channels, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, channels)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(channels, 1))
@@ -35,7 +38,7 @@ class SelectiveSSM(nn.Module):
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.conv(F.pad(x, (self.conv.kernel_size[0] - 1, 0))))
+        x = F.silu(causal_conv1d(x, self.conv.weight, self.conv.bias))
         dt, B, C = torch.matmul(self.x_proj.weight, x).split([self.rank, self.states, self.states], dim=1)
         delta = torch.matmul(self.dt_proj.weight, dt)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
