@@ -7,7 +7,7 @@ final, the argmax is taken there, and only its number is kept: memory does not d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,12 @@ class SourceGridInferer(OccupiedSlidingWindowInferer):
         if not isinstance(inputs, MetaTensor):
             raise InputError("no-source-grid", "a plain tensor does not say which grid it came from; give a MetaTensor")
         images = decollate_batch(inputs) if inputs.is_batch else [inputs[i] for i in range(len(inputs))]
-        results = []
+        results: list[Tensor] = []
         for image, (plain, where) in zip(images, self._volumes(inputs, occupancy), strict=True):
             affine, shape = source_grid(image)
             slabs = self.slabs(plain, lambda x: network(x, *args, **kwargs), where)
             voxel_map = np.linalg.solve(np.asarray(image.affine.cpu(), dtype=np.float64), affine)
-            labels = labels_on_grid(slabs, plain.shape[1:], voxel_map, shape)
+            labels = labels_on_grid(slabs, tuple(plain.shape[1:]), voxel_map, shape)
             results.append(_on_source(labels, image, affine))
         return results[0][None] if len(results) == 1 else torch.stack(results)
 
@@ -67,7 +67,7 @@ def _on_source(labels: Tensor, image: MetaTensor, affine: Affine) -> MetaTensor:
     return out
 
 
-def labels_on_grid(slabs: Iterable[Slab], size: Shape, voxel_map: NDArray[np.float64], shape: Shape) -> Tensor:
+def labels_on_grid(slabs: Iterable[Slab], size: Sequence[int], voxel_map: NDArray[Any], shape: Shape) -> Tensor:
     """Argmax of logits interpolated linearly to another grid: (*shape) uint8, int16 from 256 classes on.
 
     `slabs` are the planes of a (K, *size) volume in order; `voxel_map` (4, 4) takes voxels of the target grid to voxels
@@ -77,13 +77,14 @@ def labels_on_grid(slabs: Iterable[Slab], size: Shape, voxel_map: NDArray[np.flo
     axes = separable_axes(voxel_map, shape)
     if axes is None:
         volume = torch.cat([s.logits for s in slabs], dim=1)
-        out = _empty_labels(volume, shape)
-        _fill(out, volume, voxel_map)
-        return out
+        labels = _empty_labels(volume, shape)
+        _fill(labels, volume, voxel_map)
+        return labels
     along = axes.index(0)
     position = np.clip(_positions(voxel_map, shape, along), 0, size[0] - 1)
     needed = np.ceil(position - 1e-6).astype(int)
-    out, held = None, None
+    out: Tensor | None = None
+    held: Tensor | None = None
     filled = np.zeros(shape[along], dtype=bool)
     for slab in slabs:
         # A target plane between two slabs needs the last plane of the one before.
@@ -105,7 +106,7 @@ def labels_on_grid(slabs: Iterable[Slab], size: Shape, voxel_map: NDArray[np.flo
     return out
 
 
-def _positions(voxel_map: NDArray[np.float64], shape: Shape, along: int) -> NDArray[np.float64]:
+def _positions(voxel_map: NDArray[Any], shape: Shape, along: int) -> NDArray[np.float64]:
     """Where the target planes of axis `along` lie on the slabs' axis; cross terms as `interpolate` takes them."""
     middle = (np.asarray(shape) - 1) / 2
     middle[along] = 0
@@ -116,7 +117,7 @@ def _empty_labels(logits: Tensor, shape: Shape) -> Tensor:
     return torch.empty(tuple(shape), dtype=torch.uint8 if logits.shape[0] < 256 else torch.int16, device=logits.device)
 
 
-def _fill(out: Tensor, logits: Tensor, voxel_map: NDArray[np.float64]) -> None:
+def _fill(out: Tensor, logits: Tensor, voxel_map: NDArray[Any]) -> None:
     """Write the argmax of `logits` (K, ...) at every voxel of `out`, a block at a time along its two slower axes."""
     nx, ny, nz = out.shape
     rows = max(1, BLOCK_BYTES // (4 * logits.shape[0] * nz))

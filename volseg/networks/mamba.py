@@ -25,9 +25,7 @@ class SelectiveSSM(nn.Module):
     ) -> None:
         super().__init__()
         self.rank, self.states, self.backend = rank, states, backend
-        self.conv = nn.Conv1d(
-            channels, channels, kernel_size, groups=channels
-        )  # its parameters; causal_conv1d runs them
+        self.conv = nn.Conv1d(channels, channels, kernel_size, groups=channels)  # run by causal_conv1d
         self.x_proj = nn.Linear(channels, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, channels)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(channels, 1))

@@ -10,21 +10,29 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks import UnetOutBlock
 from torch import Tensor, nn
 
+from volseg.networks.blocks import ResidualBlock, UpBlock
 from volseg.networks.mamba import MambaLayer
+from volseg.ops.conv3d import conv3d_3x3x3
+from volseg.ops.instance_norm import instance_norm_act
 from volseg.ops.selective_scan import Backend
 
 STRIDE = 16  # the encoder halves every axis four times
 
 
-def _conv_norm_relu(channels: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2),
-        nn.InstanceNorm3d(channels),
-        nn.ReLU(inplace=True),
-    )
+class _ConvNormReLU(nn.Sequential):
+    """Convolution, instance norm, ReLU. Only the convolution has parameters, so their names are a plain build's."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self[0]
+        assert isinstance(conv, nn.Conv3d)
+        y = conv3d_3x3x3(x, conv.weight, conv.bias) if conv.kernel_size == (3, 3, 3) else conv(x)
+        return instance_norm_act(y, 0.0)
 
 
 class GatedSpatialConv(nn.Module):
@@ -32,9 +40,9 @@ class GatedSpatialConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.local = nn.Sequential(_conv_norm_relu(channels, 3), _conv_norm_relu(channels, 3))
-        self.gate = _conv_norm_relu(channels, 1)
-        self.fuse = _conv_norm_relu(channels, 1)
+        self.local = nn.Sequential(_ConvNormReLU(channels, 3), _ConvNormReLU(channels, 3))
+        self.gate = _ConvNormReLU(channels, 1)
+        self.fuse = _ConvNormReLU(channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.fuse(self.local(x) + self.gate(x))
@@ -95,13 +103,12 @@ class SegMamba(nn.Module):
         self.stages = nn.ModuleList(
             EncoderStage(*stage, backend) for stage in zip((stem, *down), dims, depths, slices, strict=True)
         )
-        self.skips = nn.ModuleList(_residual_block(i, o) for i, o in zip((in_channels, *dims[:3]), dims, strict=True))
-        self.bottom = _residual_block(dims[3], hidden_dim)
+        self.skips = nn.ModuleList(ResidualBlock(i, o) for i, o in zip((in_channels, *dims[:3]), dims, strict=True))
+        self.bottom = ResidualBlock(dims[3], hidden_dim)
         self.ups = nn.ModuleList(
-            UnetrUpBlock(3, i, o, 3, 2, "instance", res_block=True)
-            for i, o in zip((hidden_dim, dims[3], dims[2], dims[1]), reversed(dims), strict=True)
+            UpBlock(i, o) for i, o in zip((hidden_dim, dims[3], dims[2], dims[1]), reversed(dims), strict=True)
         )
-        self.last = _residual_block(dims[0], dims[0])
+        self.last = ResidualBlock(dims[0], dims[0])
         self.out = UnetOutBlock(3, dims[0], out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,10 +129,6 @@ class SegMamba(nn.Module):
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)
         return self.out(self.last(x))
-
-
-def _residual_block(in_channels: int, out_channels: int) -> UnetrBasicBlock:
-    return UnetrBasicBlock(3, in_channels, out_channels, 3, 1, "instance", res_block=True)
 
 
 def _bfloat16_spoils_gradients(x: Tensor) -> bool:

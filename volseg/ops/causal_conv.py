@@ -7,18 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Depthwise: y[b, c, l] = bias[c] + sum_k weight[c, 0, k] x[b, c, l - K + 1 + k], zeros before the first token.
 
-    x (B, C, L); weight (C, 1, K); bias (C,). On a CPU as K multiply-adds over whole rows, in the dtype of `weight`:
-    with 4 taps oneDNN's depthwise backward takes ten times as long, and in bf16 it loses digits. Elsewhere as conv1d.
+    x (B, C, L); weight (C, 1, K); bias (C,) or None. On a CPU as K multiply-adds over whole rows, in the dtype of
+    `weight`: with 4 taps oneDNN's depthwise backward takes ten times as long, and in bf16 it loses digits. Elsewhere
+    as conv1d.
     """
     taps = weight.shape[2]
     padded = F.pad(x, (taps - 1, 0))
     if x.device.type != "cpu":
         return F.conv1d(padded, weight, bias, groups=weight.shape[0])
     padded, length = padded.to(weight.dtype), x.shape[2]
-    y = bias[:, None] + weight[:, 0, :1] * padded[..., :length]
+    y = weight[:, 0, :1] * padded[..., :length]
+    y = y if bias is None else y + bias[:, None]
     for tap in range(1, taps):
         y = torch.addcmul(y, weight[:, 0, tap : tap + 1], padded[..., tap : tap + length])
     return y

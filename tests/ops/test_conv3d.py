@@ -1,0 +1,63 @@
+"""Winograd's convolution against torch's: values and gradients, odd sizes, one and two inputs."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from volseg.ops import conv3d
+from volseg.ops.conv3d import conv3d_3x3x3
+
+pytest.importorskip("numba")
+
+SIZES = [(1, 1, 1), (2, 3, 5), (5, 4, 32), (4, 7, 33), (3, 6, 64), (3, 2, 97)]
+
+
+def tensors(size, ca, cb, cout, dtype=torch.float64, batch=2):
+    torch.manual_seed(sum(size) + ca)
+    x, also = torch.randn(batch, ca, *size, dtype=dtype), torch.randn(batch, cb, *size, dtype=dtype)
+    weight, bias = torch.randn(cout, ca + cb, 3, 3, 3, dtype=dtype), torch.randn(cout, dtype=dtype)
+    return [t.requires_grad_() for t in (x, also, weight, bias)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("ca", "cb", "cout"), [(1, 0, 1), (3, 0, 8), (2, 3, 9)])
+def test_values_and_gradients_equal_torchs(size, ca, cb, cout):
+    x, also, weight, bias = tensors(size, ca, cb, cout)
+    given = [x, also, weight, bias] if cb else [x, weight, bias]
+    ours = conv3d._Convolution.apply(x, also if cb else None, weight, bias)
+    plain = F.conv3d(torch.cat([x, also], 1) if cb else x, weight, bias, padding=1)
+    assert torch.allclose(ours, plain, atol=1e-11)
+    seed = torch.randn_like(plain)
+    for a, b in zip(torch.autograd.grad(ours, given, seed), torch.autograd.grad(plain, given, seed), strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_float32_through_the_front_door_is_within_rounding(threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        x, also, weight, bias = (t.detach() for t in tensors((17, 18, 40), 16, 16, 24, torch.float32))
+        exact = F.conv3d(torch.cat([x, also], 1).double(), weight.double(), bias.double(), padding=1)
+        calls = []
+        original = conv3d.winograd
+        conv3d.winograd = lambda *a: calls.append(1) or original(*a)
+        try:
+            y = conv3d_3x3x3(x, weight, bias, also=also)
+        finally:
+            conv3d.winograd = original
+        assert calls, "the fast road was not taken"
+        assert (y - exact).abs().max() < 3e-6 * exact.abs().max()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_types_and_autocast_go_to_torch(monkeypatch):
+    monkeypatch.setattr(conv3d, "winograd", lambda *a: pytest.fail("Winograd on something it cannot take"))
+    x, weight = torch.randn(1, 16, 16, 16, 16), torch.randn(16, 16, 3, 3, 3)
+    conv3d_3x3x3(x.double(), weight.double())
+    conv3d_3x3x3(x[:, :8], weight[:, :8])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv3d_3x3x3(x, weight).dtype == torch.bfloat16
+    monkeypatch.setattr(conv3d, "_numba_installed", False)
+    conv3d_3x3x3(x, weight)
