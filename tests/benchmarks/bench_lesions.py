@@ -32,7 +32,7 @@ from volseg.types import Volume
 
 SEED = 20261121
 CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
-VALIDATION_SEED = 77
+DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (15, np.inf)}
 
 
 def held_out(shared: Path, work: Path) -> dict[str, Volume]:
@@ -69,13 +69,28 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
                     "hit": len(match.hits),
                     "false_positive": len(match.false_positives),
                     "dice": 2 * overlap / size if truth.any() else None,
-                    "missed": [_described(parameters["lesions"], i) for i in match.missed],
+                    "lesions": _lesions(parameters["lesions"], {i for i, _, _ in match.hits}),
                     "seconds": round(time.perf_counter() - start, 1),
                 }
             )
-            say(json.dumps({k: v for k, v in rows[-1].items() if k != "missed"}))
+            say(json.dumps({k: v for k, v in rows[-1].items() if k != "lesions"}))
     summary = {name: _summary([r for r in rows if r["ct"] == name]) for name in volumes}
-    return {"iou": 0.1, "seed": seed, "all": _summary(rows), "by_ct": summary, "cases": rows}
+    lesions = [item for row in rows for item in row["lesions"]]
+    return {
+        "iou": 0.1,
+        "seed": seed,
+        "all": _summary(rows),
+        "by_ct": summary,
+        "sensitivity_by_diameter": {
+            name: _sensitivity([item for item in lesions if low <= item["diameter_mm"] < high])
+            for name, (low, high) in DIAMETERS_MM.items()
+        },
+        "sensitivity_by_kind": {
+            kind: _sensitivity([item for item in lesions if item["kind"] == kind])
+            for kind in ("lytic", "sclerotic", "mixed")
+        },
+        "cases": rows,
+    }
 
 
 def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[str, Any]:
@@ -132,9 +147,22 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _described(lesions: list[dict[str, Any]], lesion_id: int) -> str:
-    lesion = next(item for item in lesions if item["id"] == lesion_id)
-    return f"{lesion['kind']} {lesion['volume_mm3']:.0f} mm3"
+def _lesions(grown: list[dict[str, Any]], hits: set[int]) -> list[dict[str, Any]]:
+    """Kind, volume, diameter of the sphere of that volume, and whether it was hit, for every lesion of a case."""
+    return [
+        {
+            "kind": lesion["kind"],
+            "mm3": round(lesion["volume_mm3"]),
+            "diameter_mm": round((6 * lesion["volume_mm3"] / np.pi) ** (1 / 3), 1),
+            "hit": lesion["id"] in hits,
+        }
+        for lesion in grown
+    ]
+
+
+def _sensitivity(lesions: list[dict[str, Any]]) -> dict[str, Any]:
+    hit = sum(item["hit"] for item in lesions)
+    return {"lesions": len(lesions), "hit": hit, "sensitivity": round(hit / len(lesions), 3) if lesions else None}
 
 
 def _boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba (Gu & Dao, arXiv 2312.00752): one function, four backends, one choice between them.
+"""The selective scan of Mamba (Gu & Dao, arXiv 2312.00752): one function, five backends, one choice between them.
 
 h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        y_t = <C_t, h_t> + D u_t        out = y * silu(z)
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from typing import Literal
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from volseg.ops import _scan_torch
 
-Backend = Literal["auto", "mamba_ssm", "numba", "torch", "reference"]
-BACKENDS = ("mamba_ssm", "numba", "torch", "reference")
+Backend = Literal["auto", "mamba_ssm", "numba", "triton", "torch", "reference"]
+BACKENDS = ("mamba_ssm", "numba", "triton", "torch", "reference")
 
 
 def selective_scan(
@@ -37,9 +38,9 @@ def selective_scan(
     Shapes as in mamba-ssm's `selective_scan_fn`: u, delta, z (B, D, L); A (D, N), negative where states decay; B, C
     (B, N, L); D, delta_bias (D,). States are float32, or float64 where any input is; bfloat16 and half are raised.
 
-    backend: "numba" (compiled, CPU tensors), "torch" (chunked, any device), "mamba_ssm" (CUDA tensors, needs the
-    package), "reference" (one step at a time). "auto" takes numba on the CPU and mamba_ssm on CUDA where importable,
-    else torch.
+    backend: "numba" (compiled, CPU tensors), "triton" (compiled, CUDA tensors), "torch" (chunked, any device),
+    "mamba_ssm" (CUDA tensors, needs the package), "reference" (one step at a time). "auto" takes numba on the CPU, on
+    CUDA mamba_ssm where importable or else triton where it runs, and torch where there is none of these.
 
     Raises ValueError for shapes that do not fit or a backend that cannot take these tensors, ImportError for a missing
     package.
@@ -52,10 +53,13 @@ def selective_scan(
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32
     if chosen == "mamba_ssm":
         return _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    u_, delta_, A_, B_, C_ = (t.to(dtype) for t in (u, delta, A, B, C))
-    D_ = A_.new_zeros(A.shape[0]) if D is None else D.to(dtype)
-    bias = A_.new_zeros(A.shape[0]) if delta_bias is None else delta_bias.to(dtype)
-    y = _function(chosen, u)(u_, delta_, A_, B_, C_, D_, bias, delta_softplus)
+    if chosen == "triton":  # reads short floats as they are, and writes them where no gate follows
+        y = _triton(u, delta, A, B, C, D, delta_bias, delta_softplus, u.dtype if z is None else dtype)
+    else:
+        u_, delta_, A_, B_, C_ = (t.to(dtype) for t in (u, delta, A, B, C))
+        D_ = A_.new_zeros(A.shape[0]) if D is None else D.to(dtype)
+        bias = A_.new_zeros(A.shape[0]) if delta_bias is None else delta_bias.to(dtype)
+        y = _function(chosen, u)(u_, delta_, A_, B_, C_, D_, bias, delta_softplus)
     if z is not None:
         y = y * F.silu(z.to(dtype))
     return y.to(u.dtype)
@@ -76,6 +80,17 @@ def _function(backend: str, u: Tensor):
 
         return selective_scan_numba
     raise ValueError(f'unknown backend "{backend}"; choose "auto" or one of {", ".join(BACKENDS)}')
+
+
+def _triton(u, delta, A, B, C, D, delta_bias, delta_softplus, y_dtype) -> Tensor:
+    if not _installed("triton"):
+        raise ImportError(
+            'backend "triton" needs triton, which cannot be imported here (it comes with torch for CUDA on Linux); '
+            'use "torch" or "auto"'
+        )
+    from volseg.ops._scan_triton import selective_scan_triton
+
+    return selective_scan_triton(u, delta, A, B, C, D, delta_bias, delta_softplus, y_dtype)
 
 
 def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
@@ -107,11 +122,28 @@ def _installed(package: str) -> bool:
     return True
 
 
+@functools.cache
+def _triton_runs() -> bool:
+    """Whether triton imports and reaches its driver, for which some versions compile C: no compiler, no Triton."""
+    if not _installed("triton"):
+        return False
+    import triton
+
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # RuntimeError, CalledProcessError, ...: each version has its own
+        logging.getLogger(__name__).warning("Triton cannot run here, the scan takes the slower torch: %s", error)
+        return False
+    return True
+
+
 def _choose(device: str) -> str:
     if device == "cpu" and _installed("numba"):
         return "numba"
     if device == "cuda" and _installed("mamba_ssm"):
         return "mamba_ssm"
+    if device == "cuda" and _triton_runs():
+        return "triton"
     return "torch"
 
 

@@ -39,11 +39,8 @@ class Grown:
 
 
 def draw_diameter_mm(rng: np.random.Generator) -> float:
-    """Many small lesions and some large: 62 % log-uniform 5-14 mm, 25 % 12-24 mm, 13 % 22-40 mm."""
-    which = rng.random()
-    if which < 0.62:
-        return float(np.exp(rng.uniform(np.log(5), np.log(14))))
-    return float(rng.uniform(12, 24) if which < 0.87 else rng.uniform(22, 40))
+    """Log-uniform over 6-40 mm, before the lesion is cut to its bone: many small ones and some large."""
+    return float(np.exp(rng.uniform(np.log(6), np.log(40))))
 
 
 def grow_lesions(

@@ -1,0 +1,240 @@
+"""Seconds and memory of volseg's kernels, network and inference engine, each beside what it replaces, in alternation.
+
+    python tests/benchmarks/bench_speed.py [--parts scan conv network train chest growth] [--rounds 3] [--threads 2]
+
+Every pair runs in turn (ours, theirs, ours, theirs ...) in one process; the medians' ratio is what counts, for the
+machine's speed drifts. Memory is that of a process of its own. Writes results/<date>_<machine>_speed.json.
+`chest` needs ../shared. Peers: MONAI's SwinUNETR, SlidingWindowInferer, Spacingd and Invertd, torch's convolution, and
+the plain build of SegMamba (the same weights through torch's operations).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+Result = dict[str, Any]
+
+
+def alternate(rounds: int, **contenders: Callable[[], Any]) -> dict[str, float]:
+    """Median seconds of each contender, after one unmeasured call each."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for lap in range(rounds + 1):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            call()
+            if lap:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: round(statistics.median(values), 4) for name, values in seconds.items()}
+
+
+@contextlib.contextmanager
+def plain_build() -> Iterator[None]:
+    """Inside, SegMamba's convolutions and norms are torch's own (the scan stays: torch has none)."""
+    from volseg.ops import conv3d, instance_norm
+
+    before = conv3d._numba_installed, instance_norm._numba_installed
+    conv3d._numba_installed = instance_norm._numba_installed = False
+    try:
+        yield
+    finally:
+        conv3d._numba_installed, instance_norm._numba_installed = before
+
+
+def scan(rounds: int) -> Result:
+    from volseg.ops.selective_scan import selective_scan
+
+    torch.manual_seed(0)
+    u, delta = torch.randn(1, 96, 262144), torch.rand(1, 96, 262144) * 0.1
+    A, B, C, D = -torch.rand(96, 16), torch.randn(1, 16, 262144), torch.randn(1, 16, 262144), torch.randn(96)
+    inputs = [t.requires_grad_() for t in (u, delta, A, B, C, D)]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            selective_scan(*inputs, delta_softplus=True)
+
+    def both() -> None:
+        selective_scan(*inputs, delta_softplus=True).sum().backward()
+
+    return alternate(rounds, forward=forward, forward_and_backward=both)
+
+
+def conv(rounds: int) -> Result:
+    from torch.nn import functional as F
+
+    from volseg.ops.conv3d import conv3d_3x3x3
+
+    rows = {}
+    for channels, size in ((16, 96), (48, 96), (96, 48), (192, 24)):
+        x, weight = torch.randn(1, channels, size, size, size), torch.randn(channels, channels, 3, 3, 3) * 0.03
+        with torch.inference_mode():
+            seconds = alternate(
+                rounds,
+                volseg=lambda x=x, w=weight: conv3d_3x3x3(x, w),
+                torch=lambda x=x, w=weight: F.conv3d(x, w, padding=1),
+            )
+            exact = F.conv3d(x[..., :24].double(), weight.double(), padding=1)[..., :20]
+            error = float((conv3d_3x3x3(x, weight)[..., :20] - exact).abs().max() / exact.abs().max())
+        rows[f"{channels} channels, {size}^3"] = seconds | {
+            "ratio": round(seconds["volseg"] / seconds["torch"], 3),
+            "relative_error": error,
+        }
+    return rows
+
+
+def network(rounds: int, sizes: tuple[int, ...] = (96, 128)) -> Result:
+    from monai.networks.nets import SwinUNETR
+
+    from volseg.networks import SegMamba
+
+    torch.manual_seed(0)
+    ours, swin = SegMamba(1, 2).eval(), SwinUNETR(in_channels=1, out_channels=2, feature_size=48).eval()
+    rows = {}
+    for size in sizes:
+        x = torch.randn(1, 1, size, size, size)
+
+        def plain(x: torch.Tensor = x) -> torch.Tensor:
+            with plain_build():
+                return ours(x)
+
+        def half(x: torch.Tensor = x) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return ours(x)
+
+        with torch.inference_mode():
+            seconds = alternate(
+                rounds, segmamba=lambda x=x: ours(x), segmamba_bf16=half, segmamba_plain=plain, swin=lambda x=x: swin(x)
+            )
+            difference = float((ours(x) - plain()).abs().max())
+        rows[f"{size}^3"] = seconds | {
+            "float32_over_swin": round(seconds["segmamba"] / seconds["swin"], 3),
+            "bf16_over_swin": round(seconds["segmamba_bf16"] / seconds["swin"], 3),
+            "plain_over_swin": round(seconds["segmamba_plain"] / seconds["swin"], 3),
+            "largest_difference_to_plain": difference,
+        }
+    return rows
+
+
+def train(rounds: int, size: int = 96) -> Result:
+    from volseg.networks import SegMamba
+
+    torch.manual_seed(0)
+    net = SegMamba(1, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 1e-4)
+    x = torch.randn(1, 1, size, size, size)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+
+    def plain() -> None:
+        with plain_build():
+            step()
+
+    seconds = alternate(rounds, volseg=step, plain=plain)
+    return seconds | {"ratio": round(seconds["volseg"] / seconds["plain"], 3)}
+
+
+def chest(rounds: int) -> Result:
+    """A whole chest CT, file to mask: `chest_run.py` runs each pipeline in a process of its own."""
+    import nibabel as nib
+    import numpy as np
+
+    from volseg.io import read_study, write_nifti
+
+    rows: Result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        shared = (HERE / "../../../shared/data/lidc0314_chest_1mm").resolve()
+        with tarfile.open(next(shared.glob("*.tar.xz"))) as tar:
+            tar.extractall(work / "dicom", filter="data")
+        volume = read_study(work / "dicom").volumes["CT"]
+        write_nifti(work / "ct.nii.gz", volume.voxels, volume.affine, dtype=np.int16)
+        runs: dict[str, list[Result]] = {"volseg": [], "monai": []}
+        for _ in range(rounds):
+            for name, results in runs.items():
+                command = [sys.executable, HERE / "chest_run.py", name, work / "ct.nii.gz", work / f"{name}.nii.gz"]
+                done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+        for name, results in runs.items():
+            rows[name] = {key: round(statistics.median(r[key] for r in results), 2) for key in results[0]}
+        a, b, bone = (
+            np.asarray(nib.load(work / f"{n}.nii.gz").dataobj) > 0 for n in ("volseg", "monai", "volseg_bone")
+        )
+        both = b & bone
+        rows["dice_near_bone"] = round(2 * int((a & both).sum()) / max(1, int(a.sum()) + int(both.sum())), 4)
+        rows["voxels"] = {"volseg": int(a.sum()), "monai": int(b.sum()), "monai_near_bone": int(both.sum())}
+    rows["times_faster"] = round(rows["monai"]["seconds"] / rows["volseg"]["seconds"], 2)
+    rows["memory_ratio"] = round(rows["volseg"]["peak_gb"] / rows["monai"]["peak_gb"], 3)
+    return rows
+
+
+def growth(rounds: int) -> Result:
+    """Seconds and peak memory against volume (a phantom tiled) and against the number of classes."""
+    rows: Result = {"volume": {}, "classes": {}}
+    for block, values in (("volume", (1, 2, 4, 8)), ("classes", (2, 20, 120))):
+        for value in values:
+            command = [sys.executable, str(HERE / "growth_run.py"), block, str(value)]
+            done = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(rounds)]
+            results = [json.loads(d.stdout.splitlines()[-1]) for d in done]
+            rows[block][str(value)] = {k: round(statistics.median(r[k] for r in results), 3) for k in results[0]}
+    return rows
+
+
+PARTS: dict[str, Callable[[int], Result]] = {
+    "scan": scan,
+    "conv": conv,
+    "network": network,
+    "train": train,
+    "chest": chest,
+    "growth": growth,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    machine = f"{platform.system()}-{platform.machine()}-{args.threads}threads".lower()
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    path = args.out / f"{date}_{machine}_speed.json"
+    document = json.loads(path.read_text()) if path.is_file() else {"date": date, "machine": machine}
+    document["torch"], document["cpu"] = torch.__version__, _cpu()
+    for part in args.parts:
+        document[part] = PARTS[part](args.rounds)
+        print(part, json.dumps(document[part], indent=1), flush=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    print(path)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+if __name__ == "__main__":
+    main()

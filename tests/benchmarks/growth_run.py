@@ -1,0 +1,50 @@
+"""The inference engine on a phantom tiled N times, or with K classes: `growth_run.py volume|classes N`. JSON on stdout.
+
+The network is a convolution: what grows here is the engine, not the network.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from volseg.inference.source_grid import SourceGridInferer
+
+
+class Classes(torch.nn.Module):
+    """One 3x3x3 convolution to `classes` logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv3d(1, classes, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.convolution(x)
+
+
+def main() -> None:
+    block, value = sys.argv[1], int(sys.argv[2])
+    tiles, classes = (value, 2) if block == "volume" else (1, value)
+    torch.manual_seed(0)
+    image = torch.randn(1, 96 * tiles, 128, 128)
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    tensor = MetaTensor(image, affine=torch.from_numpy(affine))
+    tensor.meta["original_affine"], tensor.meta["spatial_shape"] = affine, np.array(image.shape[1:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    start = time.perf_counter()
+    with torch.inference_mode():
+        labels = SourceGridInferer(64, 1, 0.5, sums="float16")(tensor[None], Classes(classes))
+    seconds = time.perf_counter() - start
+    assert labels.shape[2:] == image.shape[1:]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": seconds, "peak_gb": peak, "engine_gb": peak - before}))
+
+
+if __name__ == "__main__":
+    main()
