@@ -132,7 +132,20 @@ def test_prepare_batch_hands_the_bone_to_the_inferer(image):
     assert with_occupancy({"image": image}, "cpu")[1:] == (None, (), {})
 
 
-@pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"precision": "int8"}, {"roi_size": (16, 16)}])
+@pytest.mark.parametrize("axes", [(0,), (2,), (0, 1, 2)])
+def test_mirrored_windows_make_the_result_mirror_with_the_image(net, image, axes):
+    image = image[..., :32, :16]  # whole windows: mirrored starts are the same starts
+    inferer = OccupiedSlidingWindowInferer(16, 2, 0.5, mirror_axes=axes)
+    dims = [2 + a for a in axes]
+    out = inferer(image, net)
+    assert net.windows == 2 ** len(axes) * 4 * 3
+    assert torch.allclose(inferer(image.flip(dims), net).flip(dims), out, atol=1e-5)
+    assert not torch.allclose(OccupiedSlidingWindowInferer(16, 2, 0.5)(image, net), out, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"overlap": 1.0}, {"precision": "int8"}, {"roi_size": (16, 16)}, {"mirror_axes": [3]}]
+)
 def test_wrong_settings_are_refused_in_words(wrong):
-    with pytest.raises(ValueError, match=r"overlap|precision|roi_size"):
+    with pytest.raises(ValueError, match=r"overlap|precision|roi_size|mirror_axes"):
         OccupiedSlidingWindowInferer(**({"roi_size": 16} | wrong))

@@ -8,6 +8,7 @@ thick instead of the whole volume, and the next windows are cut (and sent to the
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ class OccupiedSlidingWindowInferer(Inferer):
         sums: "float32" or "float16", the type windows are summed in.
         sw_device: where the network runs, if the volume lies elsewhere (a CT that does not fit on the GPU); logits and
             sums stay with the volume.
+        mirror_axes: axes (0, 1, 2) along which windows are also shown mirrored; logits are averaged over all
+            combinations, so three axes cost eight passes. Only for networks that were trained with such flips.
         all_windows: visit every window even where `occupancy` is empty.
         progress: show a bar with the time left on stderr; `None` shows it only on a terminal.
 
@@ -60,6 +63,7 @@ class OccupiedSlidingWindowInferer(Inferer):
         precision: str = "float32",
         sums: str = "float32",
         sw_device: torch.device | str | None = None,
+        mirror_axes: Sequence[int] = (),
         all_windows: bool = False,
         progress: bool | None = False,
     ) -> None:
@@ -73,6 +77,8 @@ class OccupiedSlidingWindowInferer(Inferer):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
         if sums not in ("float32", "float16"):
             raise ValueError(f"sums must be 'float32' or 'float16', not {sums!r}")
+        if not set(mirror_axes) <= {0, 1, 2}:
+            raise ValueError(f"mirror_axes can hold 0, 1 and 2, not {list(mirror_axes)}")
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.sigma_scale = sigma_scale
@@ -80,6 +86,8 @@ class OccupiedSlidingWindowInferer(Inferer):
         self.precision = precision
         self.sums = getattr(torch, sums)
         self.sw_device = sw_device
+        axes = sorted({2 + a for a in mirror_axes})
+        self.mirrors = [m for n in range(len(axes) + 1) for m in itertools.combinations(axes, n)]
         self.all_windows = all_windows
         self.progress = progress
 
@@ -187,7 +195,10 @@ class OccupiedSlidingWindowInferer(Inferer):
 
     def _run(self, network: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
         with self._autocast(windows.device):
-            return network(windows)
+            logits = network(windows)
+            for axes in self.mirrors[1:]:
+                logits = logits + network(windows.flip(axes)).flip(axes)
+        return logits if len(self.mirrors) == 1 else logits / len(self.mirrors)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.precision == "bfloat16":
