@@ -23,7 +23,7 @@ CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean bench-lesions bench-resample
+.PHONY: help demo test lint format clean bench bench-lesions bench-resample
 
 help: ## this list
 	@echo "volseg: make <target>"
@@ -39,6 +39,10 @@ lint: $(READY) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(READY) ## every speed and memory ratio: kernels, network, engine, growth (an hour on 2 cores; PARTS="scan conv")
+	$(BIN)/python tests/benchmarks/bench_speed.py $(if $(PARTS),--parts $(PARTS))
+	$(BIN)/python tests/benchmarks/bench_resample.py
 
 bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes (needs ../shared; minutes)
 	$(BIN)/python tests/benchmarks/bench_lesions.py
