@@ -13,7 +13,7 @@ from volseg.inference.windows import Corner
 # Logit of background where no window looked: softmax of (10, -10) is 2e-9 for every other class.
 UNSEEN_LOGIT = 10.0
 # Blended planes leave in pieces of about this size, so that what reads them need not hold a whole window's thickness.
-SLAB_BYTES = 32 << 20
+SLAB_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +46,14 @@ class SlabSums:
         """Add one window (K, X, Y, Z) with its weight (X, Y, Z); yields the planes it cannot reach any more."""
         x, y, z = corner
         yield from self.finish(x)
-        _, depth, ny, nz = logits.shape
-        weighted = logits.float() * weight
+        classes, depth, ny, nz = logits.shape
+        few = max(1, SLAB_BYTES // (4 * logits[0].numel()))  # classes at a time: a weighted copy of all is not needed
         for row, start, stop in self._rows(x, x + depth):
             here = (slice(row, row + stop - start), slice(y, y + ny), slice(z, z + nz))
-            self.sums[(slice(None), *here)] += weighted[:, start - x : stop - x].to(self.sums.dtype)
             self.weights[here] += weight[start - x : stop - x]
+            for k in range(0, classes, few):
+                part = logits[k : k + few, start - x : stop - x].float() * weight[start - x : stop - x]
+                self.sums[(slice(k, k + few), *here)] += part.to(self.sums.dtype)
 
     def finish(self, stop: int | None = None) -> Iterator[Slab]:
         """Yield the planes before `stop` (all, if None) that have not left yet, and clear their rows."""
@@ -61,7 +63,7 @@ class SlabSums:
         while self.first < stop:
             row, start, end = next(self._rows(self.first, min(stop, self.first + thick)))
             sums, weights = self.sums[:, row : row + end - start], self.weights[row : row + end - start]
-            logits = sums.float() / weights.clamp_min(1e-12)
+            logits = sums.to(torch.float32, copy=True).div_(weights.clamp_min(1e-12))
             unseen = weights == 0
             logits[1:].masked_fill_(unseen, -UNSEEN_LOGIT)
             logits[0].masked_fill_(unseen, UNSEEN_LOGIT)

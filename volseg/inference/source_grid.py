@@ -25,7 +25,7 @@ from volseg.transforms.invert import source_grid
 from volseg.transforms.resample import Shape
 
 # Bytes of logits on the source grid that are interpolated at a time.
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20
 
 
 class SourceGridInferer(OccupiedSlidingWindowInferer):

@@ -1,8 +1,9 @@
 """Tri-orientated Mamba (ToM) of SegMamba: a feature map is read as a line of tokens in three orders.
 
 Paper: Xing et al., arXiv 2401.13560, sec. 2.2; the state space model itself: Gu & Dao, arXiv 2312.00752.
-Everything between the two projections is kept channels first, (B, E, L), which is what convolution and scan want. The
-gate silu(z) is the same for a token in whatever order it is read, so it multiplies the sum of the three readings once.
+Everything between the two projections is kept channels first and by position, (B, E, L): the orders differ only in the
+path that convolution and scan take through it. The gate silu(z) is the same for a token in whatever order it is read,
+so it multiplies the sum of the three readings once.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from volseg.ops.causal_conv import causal_conv1d
-from volseg.ops.selective_scan import Backend, selective_scan
+from volseg.ops.oriented import oriented_conv_silu, oriented_scan, steps_in_any_order
+from volseg.ops.selective_scan import Backend
+from volseg.ops.token_order import AHEAD, BACK, TokenOrder, across, to_positions, to_tokens
 
 
 class SelectiveSSM(nn.Module):
-    """Causal depthwise convolution, SiLU, selective scan, over tokens in the order given. (B, E, L) -> (B, E, L)."""
+    """Causal depthwise convolution, SiLU, selective scan, over tokens in the order given. All (B, E, L) by position."""
 
     def __init__(
         self, channels: int, rank: int, *, states: int = 16, kernel_size: int = 4, backend: Backend = "auto"
     ) -> None:
         super().__init__()
         self.rank, self.states, self.backend = rank, states, backend
-        self.conv = nn.Conv1d(channels, channels, kernel_size, groups=channels)  # run by causal_conv1d
+        self.conv = nn.Conv1d(channels, channels, kernel_size, groups=channels)  # holds the parameters only
         self.x_proj = nn.Linear(channels, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, channels)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(channels, 1))
@@ -35,14 +37,16 @@ class SelectiveSSM(nn.Module):
             dt = torch.exp(torch.empty(channels).uniform_(math.log(0.001), math.log(0.1)))
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(causal_conv1d(x, self.conv.weight, self.conv.bias))
+    def forward(self, x: Tensor, order: TokenOrder = AHEAD, onto: Tensor | None = None) -> Tensor:
+        """`onto`: an earlier reading that this one is added to, perhaps in place."""
+        if order != AHEAD and not steps_in_any_order(x, self.backend):  # put in order once, not by every operation
+            y = to_positions(self.forward(to_tokens(x, order)), order)
+            return y if onto is None else onto + y
+        x = oriented_conv_silu(x, self.conv.weight, self.conv.bias, order, backend=self.backend)
         dt, B, C = torch.matmul(self.x_proj.weight, x).split([self.rank, self.states, self.states], dim=1)
         delta = torch.matmul(self.dt_proj.weight, dt)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
-        return selective_scan(
-            x, delta, A, B, C, self.D, delta_bias=self.dt_proj.bias, delta_softplus=True, backend=self.backend
-        )
+        return oriented_scan(x, delta, A, B, C, self.D, self.dt_proj.bias, order, onto=onto, backend=self.backend)
 
 
 class TriOrientedMamba(nn.Module):
@@ -64,9 +68,9 @@ class TriOrientedMamba(nn.Module):
                 f"{length} tokens cannot be cut into {num_slices} slices; num_slices=None takes the feature map's own"
             )
         x, z = torch.matmul(self.in_proj.weight, tokens.transpose(1, 2)).chunk(2, dim=1)
-        by_position = x.unflatten(2, (num_slices, -1)).transpose(2, 3).flatten(2)
-        y = self.ahead(x) + self.back(x.flip(2)).flip(2)
-        y = y + self.across(by_position).unflatten(2, (-1, num_slices)).transpose(2, 3).flatten(2)
+        y = self.ahead(x, AHEAD)
+        y = self.back(x, BACK, onto=y)
+        y = self.across(x, across(num_slices), onto=y)
         return torch.matmul(self.out_proj.weight, y * F.silu(z))
 
 
