@@ -19,6 +19,11 @@ from volseg.ops.selective_scan import Backend
 from volseg.ops.token_order import AHEAD, BACK, TokenOrder, across, to_positions, to_tokens
 
 
+def _project(weight: Tensor, x: Tensor) -> Tensor:
+    """(O, C) times (B, C, L) -> (B, O, L). matmul would transpose a copy of x, and hand back a transposed product."""
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x)
+
+
 class SelectiveSSM(nn.Module):
     """Causal depthwise convolution, SiLU, selective scan, over tokens in the order given. All (B, E, L) by position."""
 
@@ -43,8 +48,8 @@ class SelectiveSSM(nn.Module):
             y = to_positions(self.forward(to_tokens(x, order)), order)
             return y if onto is None else onto + y
         x = oriented_conv_silu(x, self.conv.weight, self.conv.bias, order, backend=self.backend)
-        dt, B, C = torch.matmul(self.x_proj.weight, x).split([self.rank, self.states, self.states], dim=1)
-        delta = torch.matmul(self.dt_proj.weight, dt)
+        dt, B, C = _project(self.x_proj.weight, x).split([self.rank, self.states, self.states], dim=1)
+        delta = _project(self.dt_proj.weight, dt)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
         return oriented_scan(x, delta, A, B, C, self.D, self.dt_proj.bias, order, onto=onto, backend=self.backend)
 
@@ -67,11 +72,11 @@ class TriOrientedMamba(nn.Module):
             raise ValueError(
                 f"{length} tokens cannot be cut into {num_slices} slices; num_slices=None takes the feature map's own"
             )
-        x, z = torch.matmul(self.in_proj.weight, tokens.transpose(1, 2)).chunk(2, dim=1)
+        x, z = _project(self.in_proj.weight, tokens.transpose(1, 2)).chunk(2, dim=1)
         y = self.ahead(x, AHEAD)
         y = self.back(x, BACK, onto=y)
         y = self.across(x, across(num_slices), onto=y)
-        return torch.matmul(self.out_proj.weight, y * F.silu(z))
+        return _project(self.out_proj.weight, y * F.silu(z))
 
 
 class MambaLayer(nn.Module):

@@ -79,10 +79,10 @@ def _rows(B: Tensor, C: Tensor, A: Tensor, path: tuple[int, bool]) -> Tensor:
 def _unrows(rows: Tensor, states: int, dtype: torch.dtype, path: tuple[int, bool]) -> tuple[Tensor, Tensor]:
     """`_rows` undone: (batch, 2, L, padded N) by token -> two (batch, N, L) by position."""
     batch, _, length, _ = rows.shape
-    found = tuple(torch.empty(batch, states, length, dtype=dtype) for _ in range(2))
-    rows_, found_ = array(rows), [array(t) for t in found]
-    run_tasks(lambda b, i: from_rows(rows_[b, i], *path, found_[i][b]), itertools.product(range(batch), range(2)))
-    return found
+    B, C = (torch.empty(batch, states, length, dtype=dtype) for _ in range(2))
+    rows_, found = array(rows), (array(B), array(C))
+    run_tasks(lambda b, i: from_rows(rows_[b, i], *path, found[i][b]), itertools.product(range(batch), range(2)))
+    return B, C
 
 
 def selective_scan_numba(
