@@ -52,6 +52,35 @@ def test_float32_through_the_front_door_is_within_rounding(threads):
         torch.set_num_threads(before)
 
 
+needs_bfloat16 = pytest.mark.skipif(not conv3d._multiplies_bfloat16(), reason="this CPU does not multiply bfloat16")
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("size", [(4, 7, 33), (3, 6, 64), (5, 4, 97)])
+@pytest.mark.parametrize(("ca", "cb", "cout"), [(1, 0, 3), (5, 0, 8), (4, 3, 9)])
+def test_bfloat16_is_within_twice_its_rounding(size, ca, cb, cout):
+    x, also, weight, bias = (t.detach().float() for t in tensors(size, ca, cb, cout))
+    x, also = x.bfloat16(), also.bfloat16()
+    both = torch.cat([x, also], 1) if cb else x
+    exact = F.conv3d(both.double(), weight.double(), bias.double(), padding=1)
+    ours = conv3d.winograd(x, also if cb else None, weight, bias)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).pow(2).mean().sqrt() < 6e-3 * exact.pow(2).mean().sqrt()
+    assert (ours - exact).abs().max() < 1.5e-2 * exact.abs().max()
+
+
+@needs_bfloat16
+def test_autocast_in_inference_takes_bfloat16_winograd(monkeypatch):
+    x, weight = torch.randn(1, 16, 16, 16, 16), torch.randn(16, 16, 3, 3, 3)
+    calls, original = [], conv3d.winograd
+    monkeypatch.setattr(conv3d, "winograd", lambda *a: calls.append(a[0].dtype) or original(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            assert conv3d_3x3x3(x, weight).dtype == torch.bfloat16
+        assert conv3d_3x3x3(x, weight.requires_grad_()).dtype == torch.bfloat16
+    assert calls == [torch.bfloat16], "once in inference, not in training"
+
+
 def test_other_types_and_autocast_go_to_torch(monkeypatch):
     monkeypatch.setattr(conv3d, "winograd", lambda *a: pytest.fail("Winograd on something it cannot take"))
     x, weight = torch.randn(1, 16, 16, 16, 16), torch.randn(16, 16, 3, 3, 3)

@@ -41,7 +41,7 @@ def read(row, i):
 
 
 def write(row, i, value):
-    """row[i] = value, rounded if the row is bfloat16."""
+    """row[i] = value, rounded if the row is bfloat16. `value` is a name or plain arithmetic: see `_norm_numba.py`."""
     raise NotImplementedError("for compiled kernels only")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from volseg.ops._arrays import array
 from volseg.ops.cpu_tasks import even_ranges, run_tasks
 
 _numba_installed = importlib.util.find_spec("numba") is not None
@@ -18,8 +20,9 @@ def instance_norm_act(
 ) -> Tensor:
     """act(norm(y) + residual), the residual normalised too if asked for; y and residual (B, C, X, Y, Z).
 
-    act is a leaky ReLU: slope 0 is ReLU, 1 nothing. In inference on the CPU `y` is overwritten and returned; while
-    gradients are kept, and elsewhere, torch's own operations run and `y` stays.
+    act is a leaky ReLU: slope 0 is ReLU, 1 nothing, and none beyond 1. In inference on the CPU `y` is overwritten and
+    returned; while gradients are kept, and elsewhere, torch's own operations run and `y` stays. bfloat16 is normalised
+    in float32.
     """
     if _compiled_can(y) and (residual is None or _compiled_can(residual)):
         return _in_place(y, slope, residual, normalise_residual, eps)
@@ -32,7 +35,7 @@ def instance_norm_act(
 def _compiled_can(t: Tensor) -> bool:
     return (
         t.device.type == "cpu"
-        and t.dtype == torch.float32
+        and t.dtype in (torch.float32, torch.bfloat16)
         and t.is_contiguous()
         and not (torch.is_grad_enabled() and t.requires_grad)
         and not torch.jit.is_tracing()
@@ -44,17 +47,22 @@ def _compiled_can(t: Tensor) -> bool:
 def _in_place(y: Tensor, slope: float, residual: Tensor | None, normalise_residual: bool, eps: float) -> Tensor:
     from volseg.ops import _norm_numba as kernels
 
-    rows = y.detach().view(y.shape[0] * y.shape[1], -1).numpy()
+    rows = array(y.view(y.shape[0] * y.shape[1], -1))
     tasks = even_ranges(rows.shape[0], 4 * torch.get_num_threads())
     mean, scale = (torch.empty(rows.shape[0]).numpy() for _ in range(2))
-    slope = rows.dtype.type(slope)
+    flat, n, slope = rows.reshape(-1), rows.shape[1], np.float32(slope)
     run_tasks(lambda i, j: kernels.moments(rows, eps, i, j, mean, scale), tasks)
     if residual is None:
-        run_tasks(lambda i, j: kernels.normalise(rows, mean, scale, slope, i, j), tasks)
+        run_tasks(lambda i, j: kernels.normalise(flat, n, mean, scale, slope, i, j), tasks)
         return y
-    other = residual.detach().reshape(rows.shape).numpy()
+    other = array(residual.view(rows.shape))
     other_mean, other_scale = torch.zeros(rows.shape[0]).numpy(), torch.ones(rows.shape[0]).numpy()
     if normalise_residual:
         run_tasks(lambda i, j: kernels.moments(other, eps, i, j, other_mean, other_scale), tasks)
-    run_tasks(lambda i, j: kernels.normalise_add(rows, mean, scale, slope, other, other_mean, other_scale, i, j), tasks)
+    run_tasks(
+        lambda i, j: kernels.normalise_add(
+            flat, n, mean, scale, slope, other.reshape(-1), other_mean, other_scale, i, j
+        ),
+        tasks,
+    )
     return y
