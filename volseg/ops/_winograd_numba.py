@@ -127,5 +127,5 @@ def paired_weights(transformed: np.ndarray) -> np.ndarray:
     """(64, groups, Cin, 8) float32 -> (64, groups, ceil(Cin / 2), 8) int32: channels 2k and 2k + 1 as bfloat16."""
     even = np.pad(transformed, ((0, 0), (0, 0), (0, transformed.shape[2] % 2), (0, 0)))
     bits = even.view(np.uint32)
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.ascontiguousarray(bits[:, :, 0::2] | (bits[:, :, 1::2] << 16)).view(np.int32)
+    upper = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.ascontiguousarray(upper[:, :, 0::2] | (upper[:, :, 1::2] << np.uint32(16))).view(np.int32)

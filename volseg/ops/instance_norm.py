@@ -50,10 +50,10 @@ def _in_place(y: Tensor, slope: float, residual: Tensor | None, normalise_residu
     rows = array(y.view(y.shape[0] * y.shape[1], -1))
     tasks = even_ranges(rows.shape[0], 4 * torch.get_num_threads())
     mean, scale = (torch.empty(rows.shape[0]).numpy() for _ in range(2))
-    flat, n, slope = rows.reshape(-1), rows.shape[1], np.float32(slope)
+    flat, n, tilt = rows.reshape(-1), rows.shape[1], np.float32(slope)
     run_tasks(lambda i, j: kernels.moments(rows, eps, i, j, mean, scale), tasks)
     if residual is None:
-        run_tasks(lambda i, j: kernels.normalise(flat, n, mean, scale, slope, i, j), tasks)
+        run_tasks(lambda i, j: kernels.normalise(flat, n, mean, scale, tilt, i, j), tasks)
         return y
     other = array(residual.view(rows.shape))
     other_mean, other_scale = torch.zeros(rows.shape[0]).numpy(), torch.ones(rows.shape[0]).numpy()
@@ -61,7 +61,7 @@ def _in_place(y: Tensor, slope: float, residual: Tensor | None, normalise_residu
         run_tasks(lambda i, j: kernels.moments(other, eps, i, j, other_mean, other_scale), tasks)
     run_tasks(
         lambda i, j: kernels.normalise_add(
-            flat, n, mean, scale, slope, other.reshape(-1), other_mean, other_scale, i, j
+            flat, n, mean, scale, tilt, other.reshape(-1), other_mean, other_scale, i, j
         ),
         tasks,
     )
