@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from volseg.ops import conv3d
-from volseg.ops.conv3d import conv3d_3x3x3
+from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
 
 pytest.importorskip("numba")
 
@@ -90,3 +90,17 @@ def test_other_types_and_autocast_go_to_torch(monkeypatch):
         assert conv3d_3x3x3(x, weight).dtype == torch.bfloat16
     monkeypatch.setattr(conv3d, "_numba_installed", False)
     conv3d_3x3x3(x, weight)
+
+
+@pytest.mark.parametrize("cb", [0, 3])
+@pytest.mark.parametrize("biased", [True, False])
+def test_pointwise_equals_torchs_in_values_and_gradients(cb, biased):
+    x, also, weight, bias = tensors((3, 4, 5), 2, cb, 6)
+    weight = weight.detach()[..., :1, :1, :1].clone().requires_grad_()
+    given = [x, weight] + [also] * bool(cb) + [bias] * biased
+    ours = conv3d_1x1x1(x, weight, bias if biased else None, also=also if cb else None)
+    plain = F.conv3d(torch.cat([x, also], 1) if cb else x, weight, bias if biased else None)
+    assert torch.allclose(ours, plain, atol=1e-12)
+    seed = torch.randn_like(plain)
+    for a, b in zip(torch.autograd.grad(ours, given, seed), torch.autograd.grad(plain, given, seed), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)

@@ -7,13 +7,11 @@ pass over the memory for each of norm, residual and activation.
 
 from __future__ import annotations
 
-import torch
 from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor
-from torch.nn import functional as F
 
-from volseg.ops.conv3d import conv3d_3x3x3
+from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
 from volseg.ops.instance_norm import instance_norm_act
 
 SLOPE = 0.01  # of UNETR's leaky ReLU
@@ -44,14 +42,5 @@ def _residual(layer: UnetResBlock, x: Tensor, also: Tensor | None) -> Tensor:
     y = conv3d_3x3x3(y, layer.conv2.conv.weight)
     if not layer.downsample:
         return instance_norm_act(y, SLOPE, residual=x)
-    residual = _pointwise(x, layer.conv3.conv.weight, also)
+    residual = conv3d_1x1x1(x, layer.conv3.conv.weight, also=also)
     return instance_norm_act(y, SLOPE, residual=residual, normalise_residual=True)
-
-
-def _pointwise(x: Tensor, weight: Tensor, also: Tensor | None) -> Tensor:
-    """1x1x1 convolution of the concatenation, which is the sum of two."""
-    if also is None:
-        return F.conv3d(x, weight)
-    if torch.is_grad_enabled() or torch.jit.is_tracing():
-        return F.conv3d(torch.cat([x, also], dim=1), weight)
-    return F.conv3d(x, weight[:, : x.shape[1]]).add_(F.conv3d(also, weight[:, x.shape[1] :]))

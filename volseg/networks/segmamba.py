@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from volseg.networks.blocks import ResidualBlock, UpBlock
 from volseg.networks.mamba import MambaLayer
-from volseg.ops.conv3d import conv3d_3x3x3
+from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
 from volseg.ops.instance_norm import instance_norm_act
 from volseg.ops.selective_scan import Backend
 
@@ -31,8 +31,8 @@ class _ConvNormReLU(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         conv = self[0]
         assert isinstance(conv, nn.Conv3d)
-        y = conv3d_3x3x3(x, conv.weight, conv.bias) if conv.kernel_size == (3, 3, 3) else conv(x)
-        return instance_norm_act(y, 0.0)
+        convolve = conv3d_3x3x3 if conv.kernel_size == (3, 3, 3) else conv3d_1x1x1
+        return instance_norm_act(convolve(x, conv.weight, conv.bias), 0.0)
 
 
 class GatedSpatialConv(nn.Module):

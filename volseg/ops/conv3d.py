@@ -1,4 +1,4 @@
-"""3x3x3 convolution, stride 1, zero padding 1, over one tensor or over two that need not be concatenated."""
+"""3x3x3 (zero padding 1) and 1x1x1 convolution, stride 1, over one tensor or two that need not be concatenated."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def conv3d_3x3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     if dtype == torch.bfloat16:
         return winograd(x.to(dtype), None if also is None else also.to(dtype), weight, bias)
     return _Convolution.apply(x, also, weight, bias)
+
+
+def conv3d_1x1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also: Tensor | None = None) -> Tensor:
+    """`F.conv3d(torch.cat([x, also], 1), weight, bias)` for weight (Cout, Ca + Cb, 1, 1, 1), as matrix products.
+
+    x (B, Ca, X, Y, Z), also (B, Cb, X, Y, Z) -> (B, Cout, X, Y, Z). The second product is added to the first while it
+    is computed, so neither a concatenation nor a sum passes over the memory.
+    """
+    matrix = weight.flatten(1).expand(x.shape[0], -1, -1)
+    y = torch.bmm(matrix[:, :, : x.shape[1]], x.flatten(2))
+    if also is not None:
+        y = torch.baddbmm(y, matrix[:, :, x.shape[1] :], also.flatten(2))
+    if bias is not None:
+        y = y + bias[:, None].to(y.dtype)
+    return y.unflatten(2, x.shape[2:])
 
 
 def _winograd_type(x: Tensor, weight: Tensor, also: Tensor | None) -> torch.dtype | None:
