@@ -10,9 +10,12 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientation, Spacing
 
 from volseg.geometry import axis_codes, ras_mm_to_voxel, shear, to_ras, voxel_to_ras_mm
+from volseg.transforms import ct
+from volseg.transforms.bone import bone_mask
 from volseg.transforms.ct import BoneMaskd, HounsfieldWindowd, RasIsotropic, RasIsotropicd, ras_grid
 from volseg.transforms.invert import to_source_grid
 from volseg.transforms.metatensor import to_metatensor
+from volseg.transforms.resample import spacing_grid
 from volseg.types import Volume
 
 DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
@@ -129,6 +132,23 @@ def test_the_bone_mask_lies_on_the_image(rng):
     assert set(torch.unique(bone).tolist()) == {0, 1, 2}
     back = to_source_grid(bone, mode="nearest")
     assert back.shape == image.shape and back.dtype == torch.uint8
+
+
+def test_on_a_coarse_grid_bone_is_searched_on_a_finer_one(rng, monkeypatch):
+    hu = rng.normal(40, 10, (70, 80, 60)).astype(np.float32)
+    hu[:4] = hu[-4:] = hu[:, :4] = hu[:, -4:] = -1000
+    hu[25:45, 30:50, 10:50] = 700
+    hu[28:42, 33:47, 13:47] = 200
+    image = RasIsotropic(2.0)(to_metatensor(Volume(hu, scanner_affine("LPS", (1.0, 1.0, 1.0)))))
+    seen = []
+    monkeypatch.setattr(ct, "bone_mask", lambda voxels, affine: seen.append(voxels.shape) or bone_mask(voxels, affine))
+    bone = BoneMaskd()({"image": image})["bone"]
+    BoneMaskd(coarsest_mm=2.0)({"image": image})
+    assert seen[0] == spacing_grid(image.affine.numpy(), image.shape[1:], (1.5,) * 3)[1] and seen[1] == image.shape[1:]
+    assert bone.dtype == torch.uint8 and bone.shape == image.shape and torch.equal(bone.affine, image.affine)
+    truth = image[0].numpy() > 150
+    assert (bone[0].numpy() > 0)[truth].mean() > 0.95
+    assert (bone[0].numpy() > 0).sum() < 1.5 * truth.sum()  # half a voxel of 2 mm around a block of 4 cm
 
 
 def test_the_window_runs_from_minus_one_to_one():
