@@ -71,7 +71,8 @@ def by_monai(ct: Path, out: Path) -> None:
             Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True),
             AsDiscreted("pred", argmax=True),
             SaveImaged("pred", output_dir=out.parent, output_postfix="", output_dtype=np.uint8, separate_folder=False,
-                       resample=False, print_log=False, savepath_in_metadict=True, output_name_formatter=lambda *_: {"filename": out.name}),
+                       resample=False, print_log=False, savepath_in_metadict=True,
+                       output_name_formatter=lambda *_: {"filename": out.name}),
         ]
     )  # fmt: skip
     batch = list_data_collate([preprocessing({"image": str(ct)})])
