@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -48,12 +49,11 @@ def plain_build() -> Iterator[None]:
     """Inside, SegMamba's convolutions and norms are torch's own (the scan stays: torch has none)."""
     from volseg.ops import conv3d, instance_norm
 
-    before = conv3d._numba_installed, instance_norm._numba_installed
-    conv3d._numba_installed = instance_norm._numba_installed = False
-    try:
+    def nothing(package: str) -> bool:
+        return False
+
+    with mock.patch.object(conv3d, "installed", nothing), mock.patch.object(instance_norm, "installed", nothing):
         yield
-    finally:
-        conv3d._numba_installed, instance_norm._numba_installed = before
 
 
 def scan(rounds: int) -> Result:

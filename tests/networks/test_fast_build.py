@@ -16,8 +16,8 @@ pytest.importorskip("numba")
 @contextlib.contextmanager
 def plain(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(conv3d, "_numba_installed", False)
-        patch.setattr(instance_norm, "_numba_installed", False)
+        patch.setattr(conv3d, "installed", lambda _: False)
+        patch.setattr(instance_norm, "installed", lambda _: False)
         yield
 
 

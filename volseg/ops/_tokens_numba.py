@@ -15,9 +15,8 @@ from volseg.ops._bfloat16 import read, write
 from volseg.ops._njit import _compiled
 
 TILE = 64  # tokens a kernel works on at once
-BLOCK = (
-    512  # tokens of a block, if 16 columns are not more (at 64 a scan of 64**3 tokens takes a fifth longer, 2026-11)
-)
+# Tokens of a block, if 16 columns are not more (at 64 a scan of 64**3 tokens takes a fifth longer, 2026-11).
+BLOCK = 512
 LINE = 16  # float32 of a cache line
 
 

@@ -87,14 +87,17 @@ def store(typingctx, array, offset, vector):
     return types.none(array, types.intp, vector), codegen
 
 
+def _spread(builder, number, kind):
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
 @intrinsic
 def spread(typingctx, x):
     """One number in all 16 places."""
 
     def codegen(context, builder, signature, args):
-        kind = context.get_value_type(signature.return_type)
-        first = builder.insert_element(ir.Constant(kind, ir.Undefined), args[0], ir.IntType(32)(0))
-        return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+        return _spread(builder, args[0], context.get_value_type(signature.return_type))
 
     return Vector(x)(x), codegen
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from volseg.ops._vector import LANES, Vector, _bits, _call
+from volseg.ops._vector import LANES, Vector, _bits, _call, _spread
 
 # A block of the product: 8 rows times 3 vectors keep 24 sums in the 32 vector registers of AVX-512; a vector of the
 # right factor serves 8 multiply-adds, a number of the left one 3.
@@ -175,9 +175,7 @@ def _multiply(pairs: bool):
             vectors = [builder.load(builder.bitcast(p, factor.as_pointer()), align=4) for p in at]
             nought = ir.Constant(kind, [0.0] * LANES)
             for r in range(ROWS):
-                number = builder.load(builder.gep(column, [ir.Constant(word, r)]))
-                first = builder.insert_element(ir.Constant(factor, ir.Undefined), number, ir.Constant(_INDEX, 0))
-                spread = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
+                spread = _spread(builder, builder.load(builder.gep(column, [ir.Constant(word, r)])), factor)
                 for v in range(VECTORS):
                     phi = sums[r][v]
                     if pairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from volseg.ops._arrays import array
 from volseg.ops.cpu_tasks import even_ranges, run_tasks
+from volseg.ops.installed import installed
 
 # Below these, oneDNN's direct convolution is as fast (2 cores with AVX-512, 2026-11).
 LEAST_CHANNELS, LEAST_VOXELS = 16, 16**3
@@ -58,7 +58,7 @@ def _winograd_type(x: Tensor, weight: Tensor, also: Tensor | None) -> torch.dtyp
         or torch.jit.is_tracing()
         or min(weight.shape[:2]) < LEAST_CHANNELS
         or x[0, 0].numel() < LEAST_VOXELS
-        or not _numba_installed
+        or not installed("numba")
     ):
         return None
     given = {t.dtype for t in (x, weight, x if also is None else also)}
@@ -70,9 +70,6 @@ def _winograd_type(x: Tensor, weight: Tensor, also: Tensor | None) -> torch.dtyp
     if given == {torch.bfloat16} and even and not torch.is_grad_enabled() and _multiplies_bfloat16():
         return torch.bfloat16
     return None
-
-
-_numba_installed = importlib.util.find_spec("numba") is not None
 
 
 @functools.cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +9,7 @@ from torch.nn import functional as F
 
 from volseg.ops._arrays import array
 from volseg.ops.cpu_tasks import even_ranges, run_tasks
-
-_numba_installed = importlib.util.find_spec("numba") is not None
+from volseg.ops.installed import installed
 
 
 def instance_norm_act(
@@ -40,7 +37,7 @@ def _compiled_can(t: Tensor) -> bool:
         and not (torch.is_grad_enabled() and t.requires_grad)
         and not torch.jit.is_tracing()
         and t[0, 0].numel() > 1  # torch refuses to normalise a single voxel, in its own words
-        and _numba_installed
+        and installed("numba")
     )
 
 

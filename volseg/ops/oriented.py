@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from volseg.ops.causal_conv import causal_conv1d
-from volseg.ops.selective_scan import Backend, _check, _choose, _installed, selective_scan
+from volseg.ops.installed import installed
+from volseg.ops.selective_scan import Backend, _check, _choose, selective_scan
 from volseg.ops.token_order import TokenOrder, to_positions, to_tokens
 
 
@@ -20,7 +21,7 @@ def steps_in_any_order(x: Tensor, backend: Backend = "auto") -> bool:
 
     A trace can hold tensor operations only, so not while tracing.
     """
-    if x.device.type != "cpu" or x.numel() == 0 or torch.jit.is_tracing() or not _installed("numba"):
+    if x.device.type != "cpu" or x.numel() == 0 or torch.jit.is_tracing() or not installed("numba"):
         return False
     return backend == "numba" or (backend == "auto" and _choose("cpu") == "numba")
 

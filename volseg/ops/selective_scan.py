@@ -6,7 +6,6 @@ h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        y_t = <C_t, h_t> + D u_t  
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from volseg.ops import _scan_torch
+from volseg.ops.installed import installed as _installed
 
 Backend = Literal["auto", "mamba_ssm", "numba", "triton", "torch", "reference"]
 BACKENDS = ("mamba_ssm", "numba", "triton", "torch", "reference")
@@ -108,18 +108,6 @@ def _mamba_ssm(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
     D, delta_bias = (t if t is None else t.float() for t in (D, delta_bias))
     z = z if z is None else z.to(u.dtype)
     return selective_scan_fn(u.contiguous(), same[0], A.float(), same[1], same[2], D, z, delta_bias, delta_softplus)
-
-
-@functools.cache
-def _installed(package: str) -> bool:
-    """Whether `package` really imports: mamba_ssm can be present and still lack its compiled extension."""
-    if importlib.util.find_spec(package) is None:
-        return False
-    try:
-        importlib.import_module("mamba_ssm.ops.selective_scan_interface" if package == "mamba_ssm" else package)
-    except ImportError:
-        return False
-    return True
 
 
 @functools.cache
