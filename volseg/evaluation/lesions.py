@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from monai.metrics import CumulativeIterationMetric
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from volseg.evaluation.matching import instance_ious, match_optimally
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,9 @@ def match_lesions(predicted: NDArray, truth: NDArray, *, iou: float = 0.1) -> Le
     A pair counts from IoU >= `iou`; what is left over on either side is missed or false positive. The threshold 0.1 is
     the usual one for small lesions in 3D (nnDetection, LUNA-style evaluations).
     """
-    if predicted.shape != truth.shape:
-        raise ValueError(f"masks differ in shape: predicted {predicted.shape}, truth {truth.shape}")
-    predicted_ids, predicted_sizes = _sizes(predicted)
-    true_ids, true_sizes = _sizes(truth)
-    both = (predicted > 0) & (truth > 0)
-    overlap = np.zeros((true_ids.size, predicted_ids.size))
-    if both.any():
-        pairs, counts = np.unique(np.stack([truth[both], predicted[both]]), axis=1, return_counts=True)
-        overlap[np.searchsorted(true_ids, pairs[0]), np.searchsorted(predicted_ids, pairs[1])] = counts
-    union = true_sizes[:, None] + predicted_sizes[None, :] - overlap
-    scores = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
-    rows, columns = linear_sum_assignment(np.where(scores >= iou, scores, 0.0), maximize=True)
-    kept = [(r, c) for r, c in zip(rows, columns, strict=True) if scores[r, c] >= iou and scores[r, c] > 0]
-    hits = tuple((int(true_ids[r]), int(predicted_ids[c]), float(scores[r, c])) for r, c in kept)
+    true_ids, predicted_ids, ious = instance_ious(predicted, truth)
+    pairs = match_optimally(ious, iou)
+    hits = tuple((int(true_ids[r]), int(predicted_ids[c]), float(ious[r, c])) for r, c in pairs)
     found, used = {h[0] for h in hits}, {h[1] for h in hits}
     return LesionMatch(
         hits=hits,
@@ -90,11 +80,6 @@ class FalsePositivesPerCase(_LesionCounts):
     def aggregate(self) -> Tensor:  # type: ignore[override]
         totals, cases = self._totals()
         return totals[2] / cases
-
-
-def _sizes(instances: NDArray) -> tuple[NDArray, NDArray]:
-    ids, counts = np.unique(instances, return_counts=True)
-    return ids[ids > 0], counts[ids > 0]
 
 
 def _integers(instances: Tensor) -> NDArray:
