@@ -53,7 +53,7 @@ def centers_in_boxes(centers: ArrayLike, boxes: ArrayLike) -> Ious:
     b = check_boxes(boxes, "true")
     c = np.asarray(centers, dtype=np.float64).reshape(-1, 3)
     inside = (c[None] >= b[:, None, :3]) & (c[None] < b[:, None, 3:])
-    return inside.all(axis=2).astype(np.float64)
+    return np.asarray(inside.all(axis=2), dtype=np.float64)
 
 
 def check_boxes(boxes: ArrayLike, name: str) -> NDArray[np.float64]:
