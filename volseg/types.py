@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ class Lesion:
     """One lesion, measured. `id` is its voxel value in the instance mask.
 
     `score` is the mean lesion probability inside the mask; `box` is the half-open voxel box (x0, y0, z0, x1, y1, z1)
-    on the source grid; diameters are between voxel centers plus one voxel, in the axial plane.
+    on the source grid; diameters are between voxel centers plus one voxel, in the axial plane. `p_lung` is the
+    calibrated probability that its tumour started in the lung, None where that was not asked.
     """
 
     id: int
@@ -58,6 +60,31 @@ class Lesion:
     max_hu: float
     kind: LesionKind
     box: tuple[int, int, int, int, int, int]
+    p_lung: float | None = None
+
+
+@dataclass(frozen=True)
+class PatientOrigin:
+    """Did the tumour start in the lung? `p_lung` is calibrated on the training patients, `threshold` frozen with it.
+
+    `from_prior`: no lesion was found, so `p_lung` is the training patients' share of lung and says nothing about this
+    patient. `clinical_p_lung` is the answer of the clinical-only baseline (kind, size, count, location), if it stands
+    beside; `method` says how lesions became one number.
+    """
+
+    p_lung: float
+    n_lesions: int
+    from_prior: bool
+    threshold: float
+    method: str = ""
+    clinical_p_lung: float | None = None
+
+    @property
+    def verdict(self) -> Literal["lung", "not lung", "no lesion"]:
+        """What the frozen threshold says; nothing where there is only a prior."""
+        if self.from_prior:
+            return "no lesion"
+        return "lung" if self.p_lung >= self.threshold else "not lung"
 
 
 @dataclass(frozen=True)
@@ -80,6 +107,7 @@ class PatientResult:
 
     `instances` (X, Y, Z) uint16 and `probability` (X, Y, Z) float32 lie on the source grid: same shape, same affine.
     `marrow_hu` is (median, robust standard deviation) of the patient's own normal marrow, NaN where none was found.
+    `origin` is None where nobody asked where the tumour started.
     """
 
     study: Study
@@ -91,6 +119,7 @@ class PatientResult:
     bone_volume_mm3: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    origin: PatientOrigin | None = None
 
     @property
     def image(self) -> Volume:
