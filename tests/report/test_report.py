@@ -14,7 +14,7 @@ from volseg.measure import label_lesions, measure_lesions
 from volseg.report import html
 from volseg.report.figures import lesion_views, overview, shortened, write_preview
 from volseg.report.html import center_in_words, render_report, write_report
-from volseg.types import PatientResult, Provenance, Study, Volume
+from volseg.types import PatientOrigin, PatientResult, Provenance, Study, Volume
 
 PROVENANCE = Provenance("bundle", "0.1.0", "ab" * 32, "0.1.0", "2.13", "1.6.1", "cpu", "float32")
 
@@ -149,6 +149,29 @@ def test_no_lesion_in_view_and_no_bone_in_view_are_told_apart():
 
 def test_kinds_by_fixed_limits_are_declared():
     assert "fixed HU limits" in render_report(replace(patient(1), marrow_hu=(float("nan"), float("nan"))))
+
+
+def test_the_page_says_where_the_tumour_started_only_where_it_was_asked():
+    result = patient(3)
+    plain = re.sub(r'"data:image[^"]*"', "", render_report(result))
+    assert "lung" not in plain.lower()
+    origin = PatientOrigin(0.73, 3, False, 0.41, "mean of <lesion> logits", 0.58)
+    lesions = tuple(replace(lesion, p_lung=0.1 + 0.2 * n) for n, lesion in enumerate(result.lesions))
+    page = render_report(replace(result, origin=origin, lesions=(*lesions[:2], result.lesions[2])))
+    for words in ("Rather lung: probability 0.73, threshold 0.41", "From 3 lesions, mean of &lt;lesion&gt;", "0.58"):
+        assert words in page, words
+    head = page[page.index("<thead>") : page.index("</thead>")]
+    first = page[page.index("<tbody>") : page.index("</tbody>")]
+    assert head.count("<th") * 3 == first.count("<td")
+    assert all(f'<td class="number">{p}</td>' in first for p in ("0.10", "0.30", "n/a"))
+    assert "does not replace histology" in page
+
+
+def test_without_lesions_the_page_does_not_pass_a_prior_for_an_answer():
+    nobody = PatientOrigin(p_lung=0.45, n_lesions=0, from_prior=True, threshold=0.4)
+    page = render_report(replace(patient(0), origin=nobody))
+    assert "Not answered: no lesion was found" in page
+    assert "Rather" not in page and "From 0 lesions" not in page
 
 
 def test_small_words():

@@ -12,9 +12,16 @@ import pytest
 
 from volseg.report import tables
 from volseg.report.files import write_whole
-from volseg.report.summary import summarise, volume_in_words
-from volseg.report.tables import CSV_COLUMNS, SCHEMA_VERSION, result_document, write_lesions_csv, write_result_json
-from volseg.types import Lesion, PatientResult, Provenance, Study, Volume
+from volseg.report.summary import origin_in_words, summarise, volume_in_words
+from volseg.report.tables import (
+    CSV_COLUMNS,
+    ORIGIN_COLUMNS,
+    SCHEMA_VERSION,
+    result_document,
+    write_lesions_csv,
+    write_result_json,
+)
+from volseg.types import Lesion, PatientOrigin, PatientResult, Provenance, Study, Volume
 
 PROVENANCE = Provenance(
     bundle="bone_ct_segmamba_segmentation",
@@ -142,6 +149,42 @@ def test_what_fails_while_writing_leaves_no_file(tmp_path, monkeypatch):
         write_whole(target, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
     assert target.read_text() == "old"
+
+
+def test_where_the_tumour_started_is_in_csv_and_json_where_it_was_asked(tmp_path):
+    origin = PatientOrigin(0.73, 2, False, 0.41, "mean of lesion logits", 0.6)
+    result = a_result(a_lesion(1, 900.0, p_lung=0.8), a_lesion(2, 100.0), origin=origin)
+    path = write_lesions_csv(result, tmp_path / "lesions.csv")
+    rows = rows_of(path)
+    assert tuple(rows[0]) == (*CSV_COLUMNS, *ORIGIN_COLUMNS)
+    assert [(row["p_lung"], row["patient_p_lung"]) for row in rows] == [("0.8", "0.73"), ("", "0.73")]
+    read = json.loads(write_result_json(result, tmp_path / "r.json").read_text())
+    assert read["origin"] == {
+        "p_lung": 0.73,
+        "n_lesions": 2,
+        "from_prior": False,
+        "threshold": 0.41,
+        "method": "mean of lesion logits",
+        "clinical_p_lung": 0.6,
+        "verdict": "lung",
+    }
+    assert read["lesions"][0]["p_lung"] == 0.8 and "p_lung" not in read["lesions"][1]
+
+
+def test_where_it_was_not_asked_csv_and_json_are_what_they_were(tmp_path):
+    result = a_result(a_lesion(1, 900.0))
+    assert tuple(rows_of(write_lesions_csv(result, tmp_path / "lesions.csv"))[0]) == CSV_COLUMNS
+    read = result_document(result)
+    assert "origin" not in read and "p_lung" not in read["lesions"][0]
+
+
+def test_a_prior_is_not_called_an_answer():
+    nobody = PatientOrigin(p_lung=0.45, n_lesions=0, from_prior=True, threshold=0.4)
+    assert nobody.verdict == "no lesion"
+    assert origin_in_words(nobody).startswith("Not answered: no lesion was found")
+    assert result_document(a_result(origin=nobody))["origin"]["verdict"] == "no lesion"
+    assert origin_in_words(PatientOrigin(0.4, 1, False, 0.4)) == "Rather lung: probability 0.40, threshold 0.40"
+    assert origin_in_words(PatientOrigin(0.39, 1, False, 0.4)).startswith("Rather not lung")
 
 
 def test_headline_in_words():

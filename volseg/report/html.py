@@ -16,7 +16,16 @@ from volseg.geometry import axis_codes, spacing_mm
 from volseg.report.drawing import KIND_COLOURS
 from volseg.report.figures import lesion_views, overview
 from volseg.report.files import write_whole
-from volseg.report.summary import INTENDED_USE, MOST_PICTURED, by_size, pictured, summarise, volume_in_words
+from volseg.report.summary import (
+    INTENDED_USE,
+    MOST_PICTURED,
+    by_size,
+    lesions_have_origin,
+    origin_in_words,
+    pictured,
+    summarise,
+    volume_in_words,
+)
 from volseg.report.views import Upright, upright
 from volseg.types import Lesion, PatientResult
 
@@ -58,6 +67,9 @@ def render_report(result: PatientResult, *, seconds: Mapping[str, float] | None 
         total_volume=volume_in_words(summary.total_volume_mm3),
         bone_share=_share_of_bone(result, summary.total_volume_mm3),
         longest=max(result.lesions, key=lambda le: le.longest_axial_diameter_mm, default=None),
+        origin=result.origin,
+        origin_words=origin_in_words(result.origin) if result.origin else "",
+        lesions_have_origin=lesions_have_origin(result),
         warnings=result.warnings,
         notes=[note for note in result.study.notes if note not in result.warnings],
         no_bone=not result.bone_volume_mm3 > 0,
@@ -99,6 +111,7 @@ def _row(lesion: Lesion, grid: Upright, largest_volume_mm3: float, *, pictured: 
         "mean_hu": _number(lesion.mean_hu),
         "hu_range": f"{_number(lesion.min_hu)} to {_number(lesion.max_hu)}",
         "score": f"{lesion.score:.2f}",
+        "p_lung": "n/a" if lesion.p_lung is None else f"{lesion.p_lung:.2f}",
         "center": center_in_words(lesion.center_ras_mm),
         "slice": f"{grid.slice_of('axial', lesion) + 1} of {grid.values.shape[2]}",
         "pictured": pictured,

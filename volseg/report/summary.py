@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from volseg.labels import LESION_KINDS, LesionKind
-from volseg.types import Lesion, PatientResult
+from volseg.types import Lesion, PatientOrigin, PatientResult
 
 INTENDED_USE = "Research use only. Not a medical device: not for diagnosis or treatment decisions."
 MOST_PICTURED = 20
@@ -59,6 +59,18 @@ def by_size(result: PatientResult) -> list[Lesion]:
 def pictured(result: PatientResult) -> list[Lesion]:
     """The lesions that get pictures: the 20 largest."""
     return by_size(result)[:MOST_PICTURED]
+
+
+def origin_in_words(origin: PatientOrigin) -> str:
+    """`"Rather lung: probability 0.73, threshold 0.41"`; without lesions, that it was not answered."""
+    if origin.verdict == "no lesion":
+        return f"Not answered: no lesion was found; {origin.p_lung:.2f} is the share of lung in training, nothing more"
+    return f"Rather {origin.verdict}: probability {origin.p_lung:.2f}, threshold {origin.threshold:.2f}"
+
+
+def lesions_have_origin(result: PatientResult) -> bool:
+    """Whether any lesion says if its tumour started in the lung: only then do tables have a column for it."""
+    return any(lesion.p_lung is not None for lesion in result.lesions)
 
 
 def volume_in_words(volume_mm3: float) -> str:

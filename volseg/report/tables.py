@@ -18,7 +18,7 @@ import numpy as np
 
 from volseg.geometry import axis_codes, spacing_mm
 from volseg.report.files import write_whole
-from volseg.report.summary import INTENDED_USE, by_size, summarise
+from volseg.report.summary import INTENDED_USE, by_size, lesions_have_origin, summarise
 from volseg.types import Lesion, PatientResult
 
 SCHEMA_VERSION = "1.0"
@@ -43,19 +43,27 @@ CSV_COLUMNS = (
     "box_y1_voxel",
     "box_z1_voxel",
 )
+# Behind the others, and only where it was asked whether the tumour started in the lung.
+ORIGIN_COLUMNS = ("p_lung", "patient_p_lung")
 
 
 def write_lesions_csv(result: PatientResult, path: Path | str) -> Path:
-    """One row per lesion, largest first, columns `CSV_COLUMNS`; a header alone if there is none.
+    """One row per lesion, largest first; a header alone if there is none.
 
+    Columns are `CSV_COLUMNS`, then `ORIGIN_COLUMNS` where the result says if the tumour started in the lung.
     `center_*` are RAS+ mm, boxes half-open voxel indices on the source grid. NaN and Inf are empty cells; a text that
     a spreadsheet would run as a formula is prefixed with an apostrophe.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    with_origin = result.origin is not None or lesions_have_origin(result)
+    writer.writerow((*CSV_COLUMNS, *ORIGIN_COLUMNS) if with_origin else CSV_COLUMNS)
+    patient_p_lung = math.nan if result.origin is None else result.origin.p_lung
     for lesion in by_size(result):
-        writer.writerow([_cell(value) for value in _row(result.study.name, lesion)])
+        row = _row(result.study.name, lesion)
+        if with_origin:
+            row = (*row, math.nan if lesion.p_lung is None else lesion.p_lung, patient_p_lung)
+        writer.writerow([_cell(value) for value in row])
     return write_whole(path, text.getvalue())
 
 
@@ -65,11 +73,11 @@ def result_document(
     """Everything about one study as JSON types; NaN and Inf become None.
 
     `files` are the names of the files written beside it; `seconds` adds stages timed after the result was sealed
-    (writing), by name.
+    (writing), by name. `origin`, and `p_lung` of a lesion, are there only where the result has them.
     """
     summary = summarise(result)
     image = result.image
-    document = {
+    document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "intended_use": INTENDED_USE,
         "study": {
@@ -95,7 +103,7 @@ def result_document(
             ),
             "bone_volume_mm3": result.bone_volume_mm3,
         },
-        "lesions": [asdict(lesion) for lesion in by_size(result)],
+        "lesions": [_lesion_document(lesion) for lesion in by_size(result)],
         "normal_marrow": {
             "median_hu": result.marrow_hu[0],
             "robust_sd_hu": result.marrow_hu[1],
@@ -107,6 +115,8 @@ def result_document(
         "warnings": list(result.warnings),
         "files": [str(name) for name in files],
     }
+    if result.origin is not None:
+        document["origin"] = {**asdict(result.origin), "verdict": result.origin.verdict}
     return {key: as_json(value) for key, value in document.items()}
 
 
@@ -136,6 +146,13 @@ def _row(study: str, lesion: Lesion) -> tuple[Any, ...]:
         *lesion.center_ras_mm,
         *lesion.box,
     )
+
+
+def _lesion_document(lesion: Lesion) -> dict[str, Any]:
+    document = asdict(lesion)
+    if lesion.p_lung is None:
+        del document["p_lung"]
+    return document
 
 
 def _cell(value: Any) -> str:
