@@ -80,7 +80,7 @@ def _greedy(overlap: Tensor) -> Tensor:
 def nms3d_reference(boxes: Tensor, scores: Tensor, iou_threshold: float, *, max_keep: int | None = None) -> Tensor:
     """`nms3d` as the rule is told: one box at a time."""
     boxes, order = _by_score(boxes, scores, max_keep)
-    left, kept = list(range(len(boxes))), []
+    left, kept = list(range(len(boxes))), list[int]()
     while left and (max_keep is None or len(kept) < max_keep):
         best, rest = left[0], left[1:]
         kept.append(best)
@@ -119,7 +119,7 @@ def weighted_box_clustering(
     boxes, scores, weights, views = boxes[order], scores[order], weights[order], views[order]
     volume = box_volume(boxes)
     cluster = torch.full((len(boxes),), -1, dtype=torch.long, device=boxes.device)
-    merged = []
+    merged: list[Tensor] = []
     for i in range(len(boxes)):
         if cluster[i] >= 0:
             continue
@@ -162,7 +162,7 @@ def _computed(t: Tensor) -> Tensor:
 
 def _by_score(boxes: Tensor, scores: Tensor, max_keep: int | None) -> tuple[Tensor, Tensor]:
     """Boxes by descending score, and where each was; detached and checked."""
-    boxes, scores = _checked(boxes, scores=scores)
+    boxes, scores = checked_boxes(boxes, scores=scores)
     if max_keep is not None and max_keep < 0:
         raise ValueError(f"max_keep must be None or at least 0, got {max_keep}")
     order = scores.argsort(descending=True, stable=True)
@@ -174,7 +174,7 @@ def _detections(boxes: Tensor, scores: Tensor, weights: Tensor, views: Tensor | 
     named = {"scores": scores, "weights": weights}
     if views is not None:
         named["expected_views"] = views
-    checked = _checked(boxes, **named)
+    checked = checked_boxes(boxes, **named)
     for name, t in zip(named, checked[1:], strict=True):
         if (t < 0).any() or t.isinf().any():
             raise ValueError(f"{name} must be finite and at least 0, got {t.min():g} to {t.max():g}")
@@ -182,8 +182,8 @@ def _detections(boxes: Tensor, scores: Tensor, weights: Tensor, views: Tensor | 
     return [t.to(dtype) for t in (*checked, *([torch.zeros_like(checked[1])] if views is None else []))]
 
 
-def _checked(boxes: Tensor, **per_box: Tensor) -> list[Tensor]:
-    """Boxes and what belongs to each of them, detached, in at least float32."""
+def checked_boxes(boxes: Tensor, **per_box: Tensor) -> list[Tensor]:
+    """Boxes (N, 6) and what belongs to each of them (N,), detached, in at least float32; ValueError as for `nms3d`."""
     if boxes.ndim != 2 or boxes.shape[1] != 6:
         raise ValueError(f"boxes must be (N, 6) xyzxyz, got shape {tuple(boxes.shape)}; no box is (0, 6)")
     for name, t in per_box.items():
