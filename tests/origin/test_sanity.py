@@ -16,7 +16,7 @@ import pytest
 from volseg.errors import InputError, UsageError
 from volseg.measure import measure_lesions, normal_marrow_hu
 from volseg.origin.cohort import Cohort
-from volseg.origin.features import LesionTable, clinical_features, lesion_features
+from volseg.origin.features import LesionTable, lesion_features
 from volseg.origin.frozen import (
     FrozenOrigin,
     fit_origin,
@@ -27,6 +27,7 @@ from volseg.origin.frozen import (
 )
 from volseg.origin.head import HeadOptions
 from volseg.origin.patients import ModelOptions
+from volseg.origin.shipped import FEW_PATIENTS, heads_document, read_heads, synthetic_cohorts, synthetic_heads
 from volseg.origin.synthetic import CohortDesign, auc_of, columns, draw_cohort, separation
 from volseg.origin.synthetic_ct import CELLS, CtDesign, SyntheticPatient, bayes_auc, cell_tables, draw_patients
 from volseg.types import PatientOrigin, PatientResult, Provenance, Study
@@ -236,49 +237,56 @@ def imaged() -> list[SyntheticPatient]:
     return list(draw_patients(CtDesign(patients=60, phantoms=3), np.random.default_rng(12)))
 
 
-def tables_of(patient: SyntheticPatient) -> tuple[LesionTable, LesionTable, PatientResult]:
+def answered_result(patient: SyntheticPatient, frozen: FrozenOrigin, baseline: FrozenOrigin) -> PatientResult:
+    """The way of the pipeline: measured lesions, their features, the answer."""
     volume, instances = patient.volume, patient.instances
     marrow_hu = normal_marrow_hu(volume.voxels, patient.marrow, instances, volume.affine)
-    table = lesion_features(volume.voxels, instances, volume.affine, marrow_hu=marrow_hu)
     probability = (instances > 0).astype(np.float32)
     lesions = measure_lesions(instances, volume.voxels, volume.affine, probability=probability, marrow_hu=marrow_hu)
-    result = PatientResult(
-        Study(patient.name, {"CT": volume}), instances, probability, lesions, Provenance(*[""] * 8), marrow_hu
-    )
-    return table, clinical_features(lesions, table), result
+    study, provenance = Study(patient.name, {"CT": volume}), Provenance(*[""] * 8)
+    result = PatientResult(study, instances, probability, lesions, provenance, marrow_hu)
+    table = lesion_features(volume.voxels, instances, volume.affine, marrow_hu=marrow_hu)
+    return with_origin(result, frozen, table, clinical=baseline)
 
 
 def test_pictures_of_patients_carry_the_signal_and_no_more(imaged):
     """The drawn kinds and sizes reach the Bayes AUC; what features read from the CT is significant and not above it."""
-    lung = {p.name: p.lung for p in imaged}
     ratio = dict(zip(CELLS, np.log(np.divide(*cell_tables(CtDesign()))), strict=True))
-    drawn = np.array(
-        [
-            sum(
-                ratio[lesion.kind, "small" if lesion.parameters["diameter_mm"] < 13 else "large"]
-                for lesion in p.lesions
-            )
-            for p in imaged
-        ]
-    )
-    truth = np.array([p.lung for p in imaged])
-    assert covers(drawn, truth, 0.80)
-    images, clinical, results = zip(*(tables_of(p) for p in imaged), strict=True)
-    for tables in (images, clinical):
-        cohort = Cohort.gather(dict(zip(lung, tables, strict=True)), lung)
-        _, out_of_fold = fit_origin(cohort, ModelOptions(HeadOptions(l2=10.0)))
-        auc, error = delong(out_of_fold.p_lung, truth)
-        assert auc - 1.96 * error > 0.5
-        assert auc - 1.96 * error <= 0.80
 
-    frozen, _ = fit_origin(Cohort.gather(dict(zip(lung, images, strict=True)), lung))
-    baseline, _ = fit_origin(Cohort.gather(dict(zip(lung, clinical, strict=True)), lung))
-    answered = with_origin(results[0], frozen, images[0], clinical=baseline)
+    def drawn_ratio(patient: SyntheticPatient) -> float:
+        sizes = ["small" if lesion.parameters["diameter_mm"] < 13 else "large" for lesion in patient.lesions]
+        return sum(ratio[lesion.kind, size] for lesion, size in zip(patient.lesions, sizes, strict=True))
+
+    lung = np.array([p.lung for p in imaged])
+    assert covers(np.array([drawn_ratio(p) for p in imaged]), lung, 0.80)
+    for cohort in synthetic_cohorts(imaged):
+        _, out_of_fold = fit_origin(cohort, FEW_PATIENTS)
+        auc, error = delong(out_of_fold.p_lung, lung)
+        assert 0.5 < auc - 1.96 * error <= 0.80
+
+
+def test_heads_travel_in_metadata_and_answer_on_lesions_and_patient(imaged):
+    image, clinical = read_heads(json.loads(json.dumps(heads_document(*synthetic_heads(imaged)), allow_nan=False)))
+    assert image is not None and clinical is not None
+    cohorts = synthetic_cohorts(imaged[:1])
+    answered = answered_result(imaged[0], image, clinical)
     assert answered.origin is not None
     assert (answered.origin.n_lesions, answered.origin.from_prior) == (len(imaged[0].lesions), False)
-    assert answered.origin.clinical_p_lung == predict_patient(baseline, clinical[0]).p_lung
-    assert [le.p_lung for le in answered.lesions] == pytest.approx(list(predict_lesions(frozen, images[0])))
-    assert results[0].origin is None and all(lesion.p_lung is None for lesion in results[0].lesions)
+    assert answered.origin.p_lung == pytest.approx(predict_patients(image, cohorts[0])[0])
+    assert answered.origin.clinical_p_lung == pytest.approx(predict_patients(clinical, cohorts[1])[0])
+    assert [le.p_lung for le in answered.lesions] == pytest.approx(list(predict_lesions(image, cohorts[0].table)))
+    nothing = answered_result(replace(imaged[0], instances=np.zeros_like(imaged[0].instances)), image, clinical)
+    assert nothing.origin is not None
+    assert (nothing.origin.verdict, nothing.origin.p_lung) == ("no lesion", image.prior)
+
+
+def test_a_threshold_changed_by_hand_is_refused():
+    frozen, _ = fit_origin(draw_cohort(CohortDesign(patients=40), np.random.default_rng(0)))
+    document = heads_document(frozen)
+    assert read_heads(document)[1] is None and read_heads({}) == (None, None)
+    document["origin"]["threshold"] += 0.05
+    with pytest.raises(InputError, match="changed by hand"):
+        read_heads(document)
 
 
 def test_noise_and_count_of_the_pictures_do_not_know_the_class(imaged):
