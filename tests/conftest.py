@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from volseg.io import write_nifti
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -88,3 +90,13 @@ def bone_block() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     affine = np.diag([-1.0, -1.25, 2.0, 1.0])
     affine[:3, 3] = [40.0, 30.0, -20.0]
     return hu, affine, lesion
+
+
+@pytest.fixture
+def ct(tmp_path: Path, bone_block) -> Path:
+    """The bone block as a NIfTI file."""
+    hu, affine, _ = bone_block
+    path = tmp_path / "in" / "block.nii.gz"
+    path.parent.mkdir()
+    write_nifti(path, hu, affine, dtype=np.int16)
+    return path

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from volseg.cli import main
-from volseg.io import write_nifti
-
-
-@pytest.fixture
-def ct(tmp_path, bone_block):
-    hu, affine, _ = bone_block
-    path = tmp_path / "in" / "block.nii.gz"
-    path.parent.mkdir()
-    write_nifti(path, hu, affine, dtype=np.int16)
-    return path
 
 
 def _predict(bright_bundle, *arguments) -> int:

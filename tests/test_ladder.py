@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "volseg"
 LADDER = (
     ("cli",),
     ("demo",),
-    ("pipeline", "synth"),
+    ("pipeline", "side_by_side", "synth"),
     ("io", "inference", "training", "origin", "evaluation", "dicom", "report"),
     ("transforms", "detection", "phantoms", "measure"),
     ("networks",),

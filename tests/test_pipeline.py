@@ -41,7 +41,7 @@ def test_the_marrow_is_the_patients_own(result):
 
 def test_every_file_is_written_and_lies_on_the_source_grid(result, bone_block, tmp_path):
     hu, affine, _ = bone_block
-    folder = write_results(result, tmp_path / "out", OutputOptions(probability=True))
+    folder = write_results(result, tmp_path / "out" / result.study.name, OutputOptions(probability=True))
     names = {p.name for p in folder.iterdir()}
     assert names == {
         "lesions.nii.gz", "probability.nii.gz", "lesions.csv", "result.json", "preview.png", "report.html",
@@ -61,10 +61,10 @@ def test_every_file_is_written_and_lies_on_the_source_grid(result, bone_block, t
 
 
 def test_results_are_not_overwritten_unless_asked(result, tmp_path):
-    write_results(result, tmp_path)
+    write_results(result, tmp_path / result.study.name)
     with pytest.raises(UsageError, match="output-exists"):
-        write_results(result, tmp_path)
-    write_results(result, tmp_path, OutputOptions(overwrite=True))
+        write_results(result, tmp_path / result.study.name)
+    write_results(result, tmp_path / result.study.name, OutputOptions(overwrite=True))
 
 
 def test_a_failure_while_writing_leaves_nothing(result, tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_failure_while_writing_leaves_nothing(result, tmp_path, monkeypatch):
 
     monkeypatch.setattr("volseg.pipeline.write_report", full_disk)
     with pytest.raises(InputError, match="No space left"):
-        write_results(result, tmp_path / "out")
+        write_results(result, tmp_path / "out" / result.study.name)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -83,7 +83,7 @@ def test_a_study_without_lesions_is_a_success(bright_bundle, bone_block, tmp_pat
     bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
     result = analyse_study(Study(name="healthy", volumes={"CT": Volume(hu, affine)}), bundle)
     assert result.lesions == () and not result.instances.any()
-    folder = write_results(result, tmp_path)
+    folder = write_results(result, tmp_path / result.study.name)
     assert json.loads((folder / "result.json").read_text())["lesions"] == []
     assert (folder / "report.html").stat().st_size > 1000
 

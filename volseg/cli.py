@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI, NRRD, MHA, DICOM file, DICOM folder or zip")
     predict.add_argument("-o", "--out", required=True, type=Path, help="folder for the results")
-    predict.add_argument("--bundle", default=None, help="bundle name or folder (default: the bone CT SegMamba)")
+    predict.add_argument(
+        "--bundle", action="append", default=None, metavar="BUNDLE",
+        help="bundle name or folder (default: the bone CT SegMamba); given more than once, each writes\n"
+        "OUT/<study>/<bundle>/ and OUT/<study>/side_by_side.html shows them together",
+    )  # fmt: skip
     predict.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
     predict.add_argument("--series", metavar="UID", help="which DICOM series to use (a UID or its last digits)")
     predict.add_argument("--name", help="folder name of the result (one input only)")
@@ -163,30 +167,60 @@ def _predict(args: argparse.Namespace) -> int:
     out: Path = args.out
     _check_output(out, args.inputs)
     names = _unique_names([args.name or _study_name(item) for item in args.inputs])
-    todo = [pair for pair in zip(args.inputs, names, strict=True) if not _already_done(out / pair[1], args.overwrite)]
-    if not todo:
-        return 0
-    bundle: LoadedBundle | None = None
+    bundles = _asked_bundles(args)
+    todo = [
+        (item, name)
+        for item, name in zip(args.inputs, names, strict=True)
+        if not all(_already_done(folder, args.overwrite) for folder in _folders(out, name, bundles))
+    ]
+    loaded: dict[str, LoadedBundle] = {}
     failures = 0
     for item, name in todo:
         start = time.perf_counter()
         try:
             study = read_study(Path(item), series_uid=args.series, name=name)
             read_seconds = time.perf_counter() - start
-            bundle = bundle or _load(args)
-            folder = _analyse_and_write(study, bundle, out, args, read_seconds)
-            print(f"{name}: report in {folder / 'report.html'} ({time.perf_counter() - start:.0f} s)")
+            for bundle, folder in zip(bundles, _folders(out, name, bundles), strict=True):
+                if len(bundles) > 1 and _already_done(folder, args.overwrite):
+                    continue
+                loaded[bundle] = loaded.get(bundle) or _load(bundle, args)
+                _analyse_and_write(study, loaded[bundle], folder, args, read_seconds)
+                print(f"{name}: report in {folder / 'report.html'} ({time.perf_counter() - start:.0f} s)")
+            if len(bundles) > 1:
+                from volseg.side_by_side import write_side_by_side
+
+                page = write_side_by_side(out / name, [f.name for f in _folders(out, name, bundles)])
+                print(f"{name}: side by side in {page}")
         except UsageError:
             raise
         except VolsegError as error:
             failures += 1
             _refuse(error)
-    if len(args.inputs) > 1:
+    if len(args.inputs) > 1 and todo:
         print(f"{len(todo) - failures} of {len(todo)} studies done" + (f", {failures} failed" if failures else ""))
     return 1 if failures else 0
 
 
-def _analyse_and_write(study: Any, bundle: LoadedBundle, out: Path, args: argparse.Namespace, seconds: float) -> Path:
+def _asked_bundles(args: argparse.Namespace) -> list[str]:
+    """The bundles in the order asked for, each once; those of a trusted folder by their path."""
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle
+
+    bundles = list(dict.fromkeys(args.bundle or [DEFAULT_BUNDLE]))
+    if len(bundles) > 1:
+        roots = [find_bundle(bundle, trust=args.trust_bundle).root for bundle in bundles]
+        if len({root.name for root in roots}) < len(roots):
+            raise UsageError("bundle-twice", f"two bundles of one name: {', '.join(map(str, roots))}; rename a folder")
+    return bundles
+
+
+def _folders(out: Path, name: str, bundles: Sequence[str]) -> list[Path]:
+    """Where each bundle's results of one study go: OUT/<study>, or below it with several bundles."""
+    return [out / name] if len(bundles) == 1 else [out / name / Path(bundle).name for bundle in bundles]
+
+
+def _analyse_and_write(
+    study: Any, bundle: LoadedBundle, folder: Path, args: argparse.Namespace, seconds: float
+) -> Path:
     from dataclasses import replace
 
     from volseg.pipeline import OutputOptions, analyse_study, write_results
@@ -199,11 +233,11 @@ def _analyse_and_write(study: Any, bundle: LoadedBundle, out: Path, args: argpar
     total_ml = sum(lesion.volume_mm3 for lesion in result.lesions) / 1000
     found = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {total_ml:.1f} mL"
     print(f"{study.name}: {found}")
-    return write_results(result, out, OutputOptions(probability=args.probability, overwrite=args.overwrite))
+    return write_results(result, folder, OutputOptions(probability=args.probability, overwrite=args.overwrite))
 
 
-def _load(args: argparse.Namespace) -> LoadedBundle:
-    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
+def _load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
+    from volseg.inference.bundle import find_bundle, load_bundle
     from volseg.inference.precision import best_precision
 
     overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
@@ -213,7 +247,7 @@ def _load(args: argparse.Namespace) -> LoadedBundle:
         overrides["inferer#all_windows"] = True
     if args.precision is not None:
         overrides["inferer#precision"] = best_precision(args.device) if args.precision == "auto" else args.precision
-    files = find_bundle(args.bundle or DEFAULT_BUNDLE, trust=args.trust_bundle)
+    files = find_bundle(bundle, trust=args.trust_bundle)
     return load_bundle(files, device=args.device, overrides=overrides)
 
 

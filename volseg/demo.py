@@ -41,7 +41,7 @@ def run_demo(out: Path, *, seed: int, say: Callable[[str], None]) -> int:
     say("3/4 finding, outlining, measuring (same as: volseg predict)")
     result = analyse_study(study, bundle, say=lambda line: say(f"    {line}"))
     result = replace(result, warnings=(*result.warnings, "this patient is a computed phantom"))
-    folder = write_results(result, out, OutputOptions(overwrite=True))
+    folder = write_results(result, out / result.study.name, OutputOptions(overwrite=True))
 
     say("4/4 against the known truth")
     match = match_lesions(result.instances, truth)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import monai
@@ -71,6 +71,9 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
         probability=segmentation.probability,
         marrow_hu=marrow,
     )
+    if segmentation.scores is not None:
+        # A detector says how sure it is of a lesion; the mean probability inside it says how sure of its outline.
+        lesions = tuple(replace(one, score=segmentation.scores[one.id - 1]) for one in lesions)
     if not segmentation.bone.any():
         warnings.append("no bone was found in view: no window was searched, so 'no lesion' says nothing here")
     seconds = dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)}
@@ -87,8 +90,8 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
     )
 
 
-def write_results(result: PatientResult, out: Path, options: OutputOptions = OutputOptions()) -> Path:
-    """Write everything into `out`/<study>/ and return that folder.
+def write_results(result: PatientResult, folder: Path, options: OutputOptions = OutputOptions()) -> Path:
+    """Write everything into `folder`, which is made, and return it.
 
     The files are made in a hidden folder beside it and appear all at once, so a failure leaves nothing half-written.
 
@@ -96,10 +99,9 @@ def write_results(result: PatientResult, out: Path, options: OutputOptions = Out
         UsageError: the folder exists and `overwrite` is off.
         InputError: the disk refuses.
     """
-    folder = out / result.study.name
     if folder.exists() and not options.overwrite:
         raise UsageError("output-exists", f"{folder} exists; pass --overwrite to replace it")
-    partial = out / f".{result.study.name}.partial-{os.getpid()}"
+    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
         _write_files(result, partial, options)

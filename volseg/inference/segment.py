@@ -21,13 +21,15 @@ from volseg.types import Volume
 class Segmentation:
     """What a segmentation bundle says about one volume; every array (X, Y, Z) lies on the volume's own grid.
 
-    `bone` is 0 outside bone, 1 in cortex, 2 in marrow. `seconds` names the stages.
+    `bone` is 0 outside bone, 1 in cortex, 2 in marrow. `seconds` names the stages. `scores`: of lesion 1, 2, ... where
+    the bundle is a detector, None where it only outlines.
     """
 
     instances: NDArray[np.uint16]
     probability: NDArray[np.float32]
     bone: NDArray[np.uint8]
     seconds: Mapping[str, float]
+    scores: tuple[float, ...] | None = None
 
 
 def segment_volume(volume: Volume, bundle: LoadedBundle) -> Segmentation:
@@ -62,7 +64,7 @@ def segment_volume(volume: Volume, bundle: LoadedBundle) -> Segmentation:
         assert array.shape == volume.voxels.shape, (
             f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
         )
-    return Segmentation(instances, probability, bone_labels, seconds)
+    return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"))
 
 
 def _voxels(tensor: torch.Tensor) -> NDArray:

@@ -1,0 +1,129 @@
+"""A detector over a volume: windows only where there is bone, the same result in any batch, and back to the source."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from volseg.inference.detect import DetectionInferer
+from volseg.inference.detections_to_source import DetectedLesionsd, by_volume
+
+
+class BrightThings:
+    """A stand-in for a trained detector: every bright connected thing of a window is a lesion, with a tight box."""
+
+    def __init__(self) -> None:
+        self.windows = 0
+
+    def predict(self, windows):
+        from scipy import ndimage
+
+        self.windows += len(windows)
+        found = []
+        for window in windows:
+            labels, _ = ndimage.label((window[0] > 0.5).numpy())
+            boxes = [[s.start for s in b] + [s.stop for s in b] for b in ndimage.find_objects(labels)]
+            n = len(boxes)
+            found.append(
+                {
+                    "box": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 6),
+                    "label_scores": torch.full((n,), 0.9),
+                    "mask": torch.ones(n, 4, 4, 4),
+                }
+            )
+        return found, (windows[:, 0] > 0.5).float()
+
+
+def volume(shape=(50, 46, 40)) -> tuple[torch.Tensor, list[tuple[slice, ...]]]:
+    image = -torch.ones(1, 1, *shape)
+    places = [
+        (slice(4, 12), slice(4, 10), slice(5, 12)),
+        (slice(20, 36), slice(18, 30), slice(14, 26)),  # cut by eight windows
+        (slice(40, 46), slice(36, 42), slice(30, 36)),
+    ]
+    for place in places:
+        image[(0, 0, *place)] = 1
+    return image, places
+
+
+def test_a_lesion_cut_by_eight_windows_is_one_and_every_outline_is_right():
+    image, places = volume()
+    found = DetectionInferer(24, overlap=0.25)(image, BrightThings())[0]
+    probability, owner, score = found
+    assert found.shape == (3, 50, 46, 40)
+    assert len(owner.unique()) == 1 + len(places)
+    truth = image[0, 0] > 0
+    assert torch.equal(probability >= 0.5, truth)
+    for place in places:
+        assert len(owner[place].unique()) == 1
+        assert float(score[place].min()) == pytest.approx(0.9)
+
+
+def test_neither_the_batch_nor_the_overlap_changes_the_lesions():
+    image, _ = volume()
+    one = DetectionInferer(24, 1, 0.5)(image, BrightThings())
+    many = DetectionInferer(24, 7, 0.5)(image, BrightThings())
+    assert torch.equal(one, many)
+    wide = DetectionInferer(24, 3, 0.25)(image, BrightThings())
+    assert torch.equal(one[0, 0] >= 0.5, wide[0, 0] >= 0.5)
+
+
+def test_a_shift_by_one_stride_shifts_the_lesions():
+    image, _ = volume()
+    moved = torch.nn.functional.pad(image, (0, 0, 0, 0, 12, 0), value=-1.0)
+    before = DetectionInferer(24, overlap=0.5)(image, BrightThings())[0, 0] >= 0.5
+    after = DetectionInferer(24, overlap=0.5)(moved, BrightThings())[0, 0] >= 0.5
+    assert torch.equal(after[12:], before)
+
+
+def test_windows_without_bone_are_not_visited_and_no_bone_gives_nothing():
+    image, places = volume()
+    bone = torch.zeros_like(image)
+    bone[(0, 0, *places[0])] = 1
+    detector = BrightThings()
+    found = DetectionInferer(24, overlap=0.5)(image, detector, occupancy=bone)
+    assert detector.windows == 1
+    assert float(found[0, 0][places[0]].min()) >= 0.5 and float(found[0, 0][places[2]].max()) == 0
+    nothing = DetectionInferer(24)(image, BrightThings(), occupancy=torch.zeros_like(image))
+    assert nothing.shape == (1, 3, 50, 46, 40) and float(nothing.abs().max()) == 0
+
+
+def test_a_volume_smaller_than_a_window_is_taken():
+    image = -torch.ones(1, 1, 10, 30, 12)
+    image[0, 0, 2:6, 10:16, 3:8] = 1
+    found = DetectionInferer(24)(image, BrightThings())
+    assert torch.equal(found[0, 0] >= 0.5, image[0, 0] > 0)
+
+
+def test_lesions_below_the_score_are_dropped():
+    image, _ = volume()
+    assert float(DetectionInferer(24, score=0.95)(image, BrightThings()).abs().max()) == 0
+
+
+def test_the_way_back_numbers_lesions_by_size_and_keeps_their_scores():
+    image, places = volume()
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    found = DetectionInferer(24)(image, BrightThings())[0]
+    found[2][places[1]] = 0.7
+    found[2][found[1] == found[1][places[1]].unique()[0]] = 0.7
+    pred = MetaTensor(found, affine=torch.from_numpy(affine))
+    pred.meta["original_affine"] = np.diag([-1.0, 1.0, 1.0, 1.0])
+    pred.meta["original_affine"][:3, 3] = (0.5, -0.5, -0.5)
+    pred.meta["spatial_shape"] = (100, 92, 80)
+    out = DetectedLesionsd("pred", min_volume_mm3=30)({"pred": pred})
+    assert out["pred"].shape == (1, 100, 92, 80)
+    sizes = torch.bincount(out["pred"].as_tensor().flatten().long())[1:]
+    assert len(sizes) == 3 and bool((sizes.diff() < 0).all())
+    # The largest is 16 x 12 x 12 voxels of 2 mm: 18,432 mm3; interpolation rounds its edges.
+    assert float(sizes[0]) == pytest.approx(18432, rel=0.1)
+    assert out["scores"] == pytest.approx((0.7, 0.9, 0.9))
+
+
+def test_small_lesions_are_dropped_and_the_rest_renumbered():
+    instances = np.zeros((6, 6, 6), np.int32)
+    instances[0, 0, 0] = 5
+    instances[2:4, 2:4, 2:4] = 2
+    instances[5, :, :] = 9
+    numbered, kept = by_volume(instances, np.diag([1.0, 2.0, 1.0, 1.0]), 16.0)
+    assert kept == [9, 2], "8 voxels of 2 mm3 are just enough, 1 is not"
+    assert (numbered[5, 0, 0], numbered[2, 2, 2], numbered[0, 0, 0]) == (1, 2, 0)

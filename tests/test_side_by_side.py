@@ -1,0 +1,53 @@
+"""Several bundles on one study: lesions are paired by shared voxels, and one page shows all answers."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from volseg.cli import main
+from volseg.errors import InputError
+from volseg.side_by_side import same_places, write_side_by_side
+
+
+def line(*values):
+    return np.array(values, dtype=np.int64).reshape(-1, 1, 1)
+
+
+def test_lesions_that_share_a_voxel_are_one_place():
+    a, b = line(1, 1, 0, 2, 0, 0), line(0, 1, 0, 0, 0, 1)
+    # 1 of a touches 1 of b, which also lies apart; 2 of a stands alone.
+    assert same_places([a, b]) == [(1, 1), (2, None)]
+
+
+def test_a_lesion_that_covers_two_is_paired_with_the_larger():
+    a, b = line(1, 1, 1, 1, 1), line(1, 1, 1, 0, 2)
+    assert same_places([a, b]) == [(1, 1), (None, 2)]
+
+
+def test_three_maps_meet_through_the_one_between_them():
+    assert same_places([line(1, 0, 0), line(1, 1, 0), line(0, 1, 0)]) == [(1, 1, 1)]
+
+
+def test_nothing_marked_gives_no_row():
+    assert same_places([line(0, 0), line(0, 0)]) == []
+
+
+def test_two_bundles_give_two_reports_and_one_page(ct, bright_bundle, tmp_path, capsys):
+    other = tmp_path / "other_segmentation"
+    shutil.copytree(bright_bundle, other)
+    command = ["predict", str(ct), "-o", str(tmp_path / "out"), "--trust-bundle", "--quiet"]
+    command += ["--bundle", str(bright_bundle), "--bundle", str(other)]
+    assert main(command) == 0
+    study = next((tmp_path / "out").iterdir())
+    assert sorted(p.name for p in study.iterdir()) == sorted([bright_bundle.name, other.name, "side_by_side.html"])
+    page = (study / "side_by_side.html").read_text(encoding="utf-8")
+    assert f"{other.name}/report.html" in page and page.count("<img") == 2
+    assert "marked by all bundles" in page
+    assert main(command) == 0, "a second run skips what is done"
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_missing_result_is_named(tmp_path):
+    with pytest.raises(InputError, match="no finished result"):
+        write_side_by_side(tmp_path, ["a_segmentation"])
