@@ -21,6 +21,9 @@ from volseg.inference.bundle import LoadedBundle
 from volseg.inference.segment import segment_volume
 from volseg.io import write_nifti
 from volseg.measure import measure_lesions, normal_marrow_hu
+from volseg.origin.features import lesion_features
+from volseg.origin.frozen import with_origin
+from volseg.origin.shipped import read_heads
 from volseg.report.figures import write_preview
 from volseg.report.html import write_report
 from volseg.report.tables import write_lesions_csv, write_result_json
@@ -77,7 +80,7 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
     if not segmentation.bone.any():
         warnings.append("no bone was found in view: no window was searched, so 'no lesion' says nothing here")
     seconds = dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)}
-    return PatientResult(
+    result = PatientResult(
         study=study,
         instances=segmentation.instances,
         probability=segmentation.probability,
@@ -88,6 +91,18 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
         seconds=seconds,
         warnings=tuple(warnings),
     )
+    return _with_origin(result, bundle)
+
+
+def _with_origin(result: PatientResult, bundle: LoadedBundle) -> PatientResult:
+    """The same result with the probability of a lung primary, where the bundle's metadata carry a head for it."""
+    image, clinical = read_heads(bundle.files.metadata)
+    if image is None:
+        return result
+    start = time.perf_counter()
+    table = lesion_features(result.image.voxels, result.instances, result.image.affine, marrow_hu=result.marrow_hu)
+    answered = with_origin(result, image, table, clinical=clinical)
+    return replace(answered, seconds=dict(result.seconds) | {"origin": round(time.perf_counter() - start, 3)})
 
 
 def write_results(result: PatientResult, folder: Path, options: OutputOptions = OutputOptions()) -> Path:
