@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from volseg.networks import SegMamba
+import volseg.networks
+from volseg.networks import MFPDeepLabV3Plus, SegMamba
 
 IN_CHANNELS, OUT_CHANNELS = 2, 3
+BACKBONES = {"ConvNeXtV2"}  # exported, but they give features, not logits
 
 # name: (builder at a tiny size, an input size it takes: no two axes alike)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "segmamba": (lambda: SegMamba(IN_CHANNELS, OUT_CHANNELS, (1, 1, 1, 1), (4, 6, 8, 10), 8), (48, 32, 16)),
+    "mfp_deeplabv3plus": (lambda: MFPDeepLabV3Plus(IN_CHANNELS, OUT_CHANNELS), (48, 32)),
 }
 
 
@@ -32,6 +35,11 @@ def network(build: Callable[[], nn.Module]) -> nn.Module:
 @pytest.fixture
 def size(request: pytest.FixtureRequest) -> tuple[int, ...]:
     return NETWORKS[request.node.callspec.params["build"]][1]
+
+
+def test_every_exported_network_is_a_member():
+    members = {type(build()).__name__ for build, _ in NETWORKS.values()}
+    assert set(volseg.networks.__all__) - BACKBONES <= members
 
 
 def test_logits_have_the_inputs_size_and_one_channel_per_class(network, size):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from volseg.networks.blocks import ResidualBlock, UpBlock
 from volseg.networks.mamba import MambaLayer
+from volseg.networks.sizes import bfloat16_spoils_gradients, check_size
 from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
 from volseg.ops.instance_norm import instance_norm_act
 from volseg.ops.selective_scan import Backend
@@ -112,8 +113,8 @@ class SegMamba(nn.Module):
         self.out = UnetOutBlock(3, dims[0], out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_size(x)
-        if _bfloat16_spoils_gradients(x):
+        check_size("SegMamba", x, (STRIDE,) * 3, two_voxels=True)
+        if bfloat16_spoils_gradients(x, STRIDE):
             with torch.autocast("cpu", enabled=False):
                 return self._forward(x.float())
         return self._forward(x)
@@ -129,31 +130,3 @@ class SegMamba(nn.Module):
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)
         return self.out(self.last(x))
-
-
-def _bfloat16_spoils_gradients(x: Tensor) -> bool:
-    """Whether training under CPU autocast would meet oneDNN's broken kernel.
-
-    The bfloat16 weight gradient of a 3x3x3 convolution over a map whose first axis has 2 voxels is uninitialised memory
-    (torch 2.13, measured 2026-11-21: NaN or 1e36 in a third of the calls; other sizes are right). A map of SegMamba
-    has such an axis only if X is 16 or 32.
-    """
-    return (
-        x.device.type == "cpu"
-        and x.shape[2] <= 2 * STRIDE
-        and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
-    )
-
-
-def _check_size(x: Tensor) -> None:
-    if x.ndim != 5:
-        raise ValueError(f"SegMamba takes (batch, channels, X, Y, Z), got shape {tuple(x.shape)}")
-    size = tuple(x.shape[2:])
-    if any(n == 0 or n % STRIDE for n in size):
-        padded = tuple(max(1, -(-n // STRIDE)) * STRIDE for n in size)
-        raise ValueError(f"SegMamba takes axes that are multiples of {STRIDE}, got {size}; pad to {padded}")
-    if size == (STRIDE,) * 3:
-        raise ValueError(
-            f"SegMamba needs two voxels at its lowest level, {size} leaves one; pad an axis to {2 * STRIDE}"
-        )
