@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import volseg.networks
-from volseg.networks import MFPDeepLabV3Plus, SegMamba
+from volseg.networks import BMSMMNet, MFPDeepLabV3Plus, SegMamba
 
 IN_CHANNELS, OUT_CHANNELS = 2, 3
 BACKBONES = {"ConvNeXtV2"}  # exported, but they give features, not logits
@@ -17,6 +17,14 @@ BACKBONES = {"ConvNeXtV2"}  # exported, but they give features, not logits
 # name: (builder at a tiny size, an input size it takes: no two axes alike)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "segmamba": (lambda: SegMamba(IN_CHANNELS, OUT_CHANNELS, (1, 1, 1, 1), (4, 6, 8, 10), 8), (48, 32, 16)),
+    "bmsmm_net": (
+        lambda: BMSMMNet(IN_CHANNELS, widths=(4, 6, 8, 10, 12), heads=("bone", "lesion", "marrow")),
+        (48, 32),
+    ),
+    "bmsmm_net_3d": (
+        lambda: BMSMMNet(IN_CHANNELS, spatial_dims=3, widths=(4, 6, 8, 10, 12), heads=("bone", "lesion", "marrow")),
+        (48, 32, 16),
+    ),
     "mfp_deeplabv3plus": (lambda: MFPDeepLabV3Plus(IN_CHANNELS, OUT_CHANNELS), (48, 32)),
 }
 
