@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "volseg"
 # `types` stands on `labels`: a Lesion carries a kind from the vocabulary, and the vocabulary needs no noun.
 LADDER = (
     ("cli",),
-    ("demo",),
-    ("pipeline", "side_by_side", "synth"),
+    ("demo", "evaluate"),
+    ("pipeline", "side_by_side", "train", "synth"),
     ("io", "inference", "training", "origin", "evaluation", "dicom", "report"),
     ("transforms", "detection", "phantoms", "measure"),
     ("networks",),

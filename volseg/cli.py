@@ -1,4 +1,4 @@
-"""The front door: `volseg info | predict | synth | demo | bundles`.
+"""The front door: `volseg info | predict | evaluate | validate | synth | demo | bundles`.
 
 Flags in, exit code out: 0 fine, 1 the data or a study failed, 2 asked wrongly. torch and MONAI are imported only by the
 commands that need them, so `volseg info` and `--help` answer at once.
@@ -31,6 +31,8 @@ examples:
   volseg predict STUDY -o out               outline bone lesions; out/<study>/report.html shows them
   volseg predict a.nii.gz b/ c.zip -o out   several studies; finished ones are skipped when run again
   volseg synth CT -o synth --n 10 --seed 1  grow lesions of known mask in the bone of a real CT
+  volseg evaluate --pred out --truth masks  compare predictions with true masks; intervals, figures, one page
+  volseg validate --data cohort --train-site B --test-site A    freeze a rule at one site, test it once at another
   volseg demo                               a phantom patient through the whole walk
 
 exit codes: 0 fine, 1 something could not be processed, 2 wrong usage
@@ -137,6 +139,31 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument("--series", metavar="UID", help="which DICOM series to use")
     synth.set_defaults(run=_synth)
 
+    _evaluation_parsers(commands, common)
+
+    train = commands.add_parser(
+        "train", parents=[common], formatter_class=formatter,
+        help="train a bundle on your cases",
+        description="Runs the bundle's own train.json on DATA (a folder with datalist.json, as `volseg synth` writes it)\n"
+        "and writes OUT/model.pt. The state is kept after every epoch: the same command goes on where it stopped,\n"
+        "and on one CPU ends in the same bits as a run that was never stopped. Many GPUs: the bundle's model card.",
+    )  # fmt: skip
+    train.add_argument("bundle", help="bundle name or folder")
+    train.add_argument("--data", required=True, type=Path, help="folder with datalist.json, imagesTr, labelsTr")
+    train.add_argument("-o", "--out", required=True, type=Path, help="folder for weights and state")
+    train.add_argument("--from", dest="start_from", metavar="WEIGHTS", help="begin with these weights, or 'shipped'")
+    train.add_argument("--epochs", type=_positive, help="epochs in all (default: what the bundle says)")
+    train.add_argument("--iterations", type=_positive, help="iterations per epoch")
+    train.add_argument("--batch-size", type=_positive, help="crops per iteration")
+    train.add_argument("--learning-rate", type=float, help="peak learning rate")
+    train.add_argument("--seed", type=int, help="seed of weights, crops and augmentations")
+    train.add_argument("--precision", choices=("float32", "bfloat16"), help="of the network's arithmetic")
+    train.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    train.add_argument("--set", action="append", default=[], metavar="ID=VALUE",
+                       help="override any entry of train.json, value as JSON: --set 'roi_size=[64,64,64]'")  # fmt: skip
+    train.add_argument("--trust-bundle", action="store_true", help="train a bundle that did not come with volseg")
+    train.set_defaults(run=_train)
+
     demo = commands.add_parser(
         "demo", parents=[common], help="a phantom patient through the whole walk", formatter_class=formatter,
         description="Makes a phantom patient with known lesions, runs the main job on it, compares the result with\n"
@@ -149,6 +176,68 @@ def _parser() -> argparse.ArgumentParser:
     bundles = commands.add_parser("bundles", parents=[common], help="list the bundles that came with volseg")
     bundles.set_defaults(run=_bundles)
     return parser
+
+
+def _evaluation_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    figures = argparse.ArgumentParser(add_help=False)
+    figures.add_argument("--patients", type=Path, metavar="CSV",
+                         help="patients.csv: patient, site, and as known origin, age, sex, scanner, split")  # fmt: skip
+    figures.add_argument("--iou", type=_fraction, default=0.1, metavar="F",
+                         help="from which overlap a lesion counts as found (default: 0.1)")  # fmt: skip
+    figures.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the NSD (default: 2)")
+    figures.add_argument("--labels", choices=("auto", "mask", "instances"), default="auto",
+                         help="instances: values number lesions; mask: number 26-connected parts; auto: instances "
+                         "where there are two or more values (default)")  # fmt: skip
+    figures.add_argument("--resamples", type=_positive, default=2000, help="bootstrap resamples (default: 2000)")
+    figures.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
+    figures.add_argument("--missing-is-empty", action="store_true",
+                         help="count a truth without prediction as a volume in which nothing was found")  # fmt: skip
+    figures.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    evaluate = commands.add_parser(
+        "evaluate", parents=[common, figures], formatter_class=formatter,
+        help="compare predicted masks with true ones",
+        description="Compares masks of the same names, lesion by lesion and patient by patient, and writes OUT/\n"
+        "evaluation.html, evaluation.json, cases.csv, lesions.csv, tables/ and figures/. Every figure carries n and\n"
+        "a 95 % interval over patients. A volume that cannot be compared is an error, not a gap. Compared volumes\n"
+        "are kept, so a long run can be stopped and started again.\n\n"
+        "  volseg predict images/*.nii.gz -o out\n"
+        "  volseg evaluate --pred out --truth labelsTr --patients patients.csv -o evaluation",
+    )  # fmt: skip
+    evaluate.add_argument("--pred", required=True, type=Path, metavar="DIR",
+                          help="what volseg predict wrote (its scores are used), or masks")  # fmt: skip
+    evaluate.add_argument("--truth", required=True, type=Path, metavar="DIR",
+                          help="true masks of the same names, or a decathlon folder with labelsTr")  # fmt: skip
+    evaluate.add_argument("--against", type=Path, metavar="DIR",
+                          help="predictions of a second model: paired comparison on the same patients")  # fmt: skip
+    evaluate.add_argument("-o", "--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
+    evaluate.set_defaults(run=_evaluate)
+
+    validate = commands.add_parser(
+        "validate", parents=[common, figures], formatter_class=formatter,
+        help="freeze a rule at one site, test it once at another",
+        description="Checks a cohort (datalist.json + patients.csv) for leaks, missing files, wrong labels and grids,\n"
+        "all at once; predicts the training site, freezes weights and thresholds in OUT/frozen.json; then predicts\n"
+        "and tests the other site, once: a second test with another rule is refused. Writes OUT/validation.html\n"
+        "with training beside external figures, subgroups and the worst volumes.\n\n"
+        "  volseg validate --data cohort --train-site B --test-site A -o validation\n"
+        "  volseg validate --data cohort --check -o validation      only the check of the files",
+    )  # fmt: skip
+    validate.add_argument("--data", required=True, type=Path, metavar="DIR",
+                          help="folder with datalist.json and patients.csv, or a datalist")  # fmt: skip
+    validate.add_argument("--train-site", metavar="SITE", help="where thresholds are chosen")
+    validate.add_argument("--test-site", metavar="SITE", help="where they are tested")
+    validate.add_argument("--check", action="store_true", help="check the cohort's files and stop")
+    validate.add_argument("--pred", type=Path, metavar="DIR",
+                          help="predictions that exist (default: OUT/predictions, made with --bundle)")  # fmt: skip
+    validate.add_argument("--bundle", help="bundle name or folder (default: the bone CT SegMamba)")
+    validate.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
+    validate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    validate.add_argument("--false-positives", type=float, default=2.0, metavar="N",
+                          help="per volume, at which the lesion score is frozen (default: 2)")  # fmt: skip
+    validate.add_argument("-o", "--out", type=Path, default=Path("validation"), help="folder (default: validation)")
+    validate.set_defaults(run=_validate, overlap=None, all_windows=False, precision=None)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -265,6 +354,84 @@ def _synth(args: argparse.Namespace) -> int:
         block_mm=args.block_mm, section=args.section,
     )  # fmt: skip
     write_cases(sources, args.out, options, say=print)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from volseg.evaluate import evaluate_folders
+
+    _check_output(args.out, [str(args.pred), str(args.truth)])
+    page = evaluate_folders(
+        args.pred, args.truth, args.out, _evaluate_options(args), against=args.against, patients_csv=args.patients,
+        progress=False if args.quiet else None, say=print,
+    )  # fmt: skip
+    print(f"report in {page}")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from volseg.evaluate import ValidateOptions, checked_cohort, validate_sites
+
+    progress = False if args.quiet else None
+    if args.check:
+        checked_cohort(args.data, args.out, patients_csv=args.patients, progress=progress, say=print)
+        return 0
+    if not (args.train_site and args.test_site):
+        raise UsageError("sites-missing", "name both --train-site and --test-site (or --check to check files only)")
+    page = validate_sites(
+        args.data, args.out,
+        ValidateOptions(args.train_site, args.test_site, args.false_positives, _evaluate_options(args)),
+        predictions=args.pred, predict=None if args.pred else _predict_into(args), patients_csv=args.patients,
+        progress=progress, say=print,
+    )  # fmt: skip
+    print(f"report in {page}")
+    return 0
+
+
+def _evaluate_options(args: argparse.Namespace) -> Any:
+    from volseg.evaluate import EvaluateOptions
+
+    return EvaluateOptions(
+        iou=args.iou, tolerance_mm=args.tolerance_mm, labels=args.labels, resamples=args.resamples, seed=args.seed,
+        missing_is_empty=args.missing_is_empty,
+    )  # fmt: skip
+
+
+def _predict_into(args: argparse.Namespace) -> Any:
+    """(case, folder) -> the result of one image there; the bundle is loaded for the first."""
+    from volseg.inference.bundle import DEFAULT_BUNDLE
+    from volseg.io import read_study
+    from volseg.pipeline import OutputOptions, analyse_study, write_results
+
+    loaded: list[LoadedBundle] = []
+
+    def predict(case: Any, folder: Path) -> None:
+        study = read_study(case.image, name=case.name)
+        if not loaded:
+            loaded.append(_load(args.bundle or DEFAULT_BUNDLE, args))
+        write_results(analyse_study(study, loaded[0]), folder, OutputOptions())
+
+    return predict
+
+
+def _train(args: argparse.Namespace) -> int:
+    from volseg.inference.bundle import find_bundle
+    from volseg.train import TrainOptions, train_bundle
+
+    overrides: dict[str, Any] = {}
+    for item in args.set:
+        key, _, value = item.partition("=")
+        try:
+            overrides[key] = json.loads(value)
+        except ValueError:
+            overrides[key] = value
+    options = TrainOptions(
+        epochs=args.epochs, iterations_per_epoch=args.iterations, batch_size=args.batch_size,
+        learning_rate=args.learning_rate, seed=args.seed, precision=args.precision, device=args.device,
+        start_from=args.start_from, overrides=overrides,
+    )  # fmt: skip
+    weights = train_bundle(find_bundle(args.bundle, trust=args.trust_bundle), args.data, args.out, options, say=print)
+    print(f"weights in {weights}")
     return 0
 
 

@@ -59,6 +59,14 @@ def test_a_predicted_lesion_that_lacks_its_score_is_refused():
         compare_case(rods((0, 3, 1), (5, 7, 2)), rods(), AFFINE, case="c", patient="p", scores={1: 0.5})
 
 
+def test_a_score_threshold_takes_predictions_out_of_lists_and_overlaps():
+    truth, predicted = rods((0, 6, 1)), rods((2, 8, 7), (12, 14, 9))
+    case = compare_case(predicted, truth, AFFINE, case="c", patient="p", scores={7: 0.3, 9: 0.8})
+    cut = case.at_score(0.5)
+    assert [lesion.id for lesion in cut.predicted_lesions] == [9] and cut.iou_matrix().tolist() == [[0]]
+    assert cut.found(0.1).tolist() == [False] and case.at_score(math.inf).iou_matrix().shape == (1, 0)
+
+
 def test_no_lesion_on_either_side_is_a_complete_case():
     case = compare_case(rods(), rods(), AFFINE, case="c", patient="p", scores={})
     assert (case.overlap.dice, case.hd95_mm, case.nsd, case.patient_score) == (1, 0, 1, 0)

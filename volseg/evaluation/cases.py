@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +74,15 @@ class CaseResult:
         found = np.zeros(len(self.true_lesions), dtype=bool)
         found[[row for row, _ in match_optimally(self.iou_matrix(), iou)]] = True
         return found
+
+    def at_score(self, threshold: float) -> CaseResult:
+        """Without the predicted lesions of a lower score. Only lesion figures follow: masks are not cut again."""
+        kept = [n for n, lesion in enumerate(self.predicted_lesions) if lesion.score >= threshold]
+        return replace(
+            self,
+            predicted_lesions=tuple(self.predicted_lesions[n] for n in kept),
+            ious=tuple(tuple(row[n] for n in kept) for row in self.ious),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only: nan is None, inf the word "inf"."""

@@ -63,6 +63,18 @@ class Predictions:
             self.patients[rows], self.labels[rows], self.scores[rows], self.sites[rows], self.level, groups
         )
 
+    def joined(self, other: Predictions) -> Predictions:
+        """The rows of both, with the groups that both have."""
+        shared = [name for name in self.groups if name in other.groups]
+        return Predictions(
+            patients=np.concatenate([self.patients, other.patients]),
+            labels=np.concatenate([self.labels, other.labels]),
+            scores=np.concatenate([self.scores, other.scores]),
+            sites=np.concatenate([self.sites, other.sites]),
+            level=self.level,
+            groups={name: np.concatenate([self.groups[name], other.groups[name]]) for name in shared},
+        )
+
     def at_site(self, site: str) -> Predictions:
         """The rows of one site. ValueError, naming the sites there are, if it has none."""
         rows = self.sites == site

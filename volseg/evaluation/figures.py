@@ -61,7 +61,8 @@ def roc_figure(sets: Mapping[str, Predictions], *, rng: np.random.Generator, thr
         label = f"{name}: AUC {area.text(2)}, n = {area.n} {area.unit}"
         left.plot(curve.false_positive_rate, curve.sensitivity, color=colour, label=label)
         recall, precision = precision_recall_curve(y, s)
-        right.step(recall, precision, color=colour, where="post", label=f"{name}: {100 * y.mean():.0f} % positive")
+        label = f"{name}: {100 * y.mean():.0f} % positive"
+        right.step(np.append(0, recall), np.append(precision[0], precision), color=colour, where="pre", label=label)
         if threshold is not None:
             left.plot((s[~y] >= threshold).mean(), (s[y] >= threshold).mean(), "o", color=colour)
     left.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
@@ -89,6 +90,7 @@ def froc_figure(sets: Mapping[str, Sequence[CaseResult]], *, rng: np.random.Gene
 def calibration_figure(sets: Mapping[str, Predictions]) -> Figure:
     """Reliability (observed share against mean probability, Wilson's intervals) and, beside it, net benefit."""
     figure, (left, right) = _panels(2, width=10)
+    highest = 0.05
     for colour, (name, rows) in zip(COLOURS, sets.items(), strict=False):
         scored = ~np.isnan(rows.scores)
         y, p = rows.labels[scored], rows.scores[scored]
@@ -101,12 +103,13 @@ def calibration_figure(sets: Mapping[str, Predictions]) -> Figure:
         above = [b.observed.high - b.observed.value for b in bins]
         left.errorbar(x, value, yerr=[below, above], color=colour, marker="o", capsize=2, label=f"{name}: n = {p.size}")
         curve = decision_curve(y, p)
+        highest = max(highest, float(curve.model.max()), float(y.mean()))
         right.plot(curve.thresholds, curve.model, color=colour, label=name)
         right.plot(curve.thresholds, curve.treat_all, color=colour, linewidth=0.8, linestyle="--")
     left.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
     _finish(left, "mean probability", "observed share", square=True)
     right.axhline(0, color=FAINT, linewidth=0.8)
-    right.set_ylim(bottom=max(-0.2, right.get_ylim()[0]))
+    right.set_ylim(-0.25 * highest, 1.1 * highest)
     _finish(right, "threshold probability (dashed: treat all; 0: treat none)", "net benefit")
     return figure
 

@@ -1,0 +1,153 @@
+"""`volseg evaluate`: right numbers on disk, every volume accounted for, work that is done is kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from volseg.cli import main
+from volseg.errors import InputError
+from volseg.evaluate.answers import origin_predictions
+from volseg.evaluate.compare import EvaluateOptions, compare_pairs
+from volseg.evaluate.pairs import pair_folders, read_patients_strictly
+from volseg.io import write_nifti
+
+from .conftest import AFFINE, SHAPE, block
+
+OPTIONS = EvaluateOptions(resamples=50)
+
+
+def pairs_and_cases(cohort, options=OPTIONS):
+    patients = read_patients_strictly(cohort / "patients.csv")
+    pairs, _ = pair_folders(cohort / "pred", cohort, patients=patients)
+    return pairs, compare_pairs(pairs, cohort / "kept", options, progress=False), patients
+
+
+def evaluate(cohort, *arguments) -> int:
+    base = ["evaluate", "--pred", str(cohort / "pred"), "--truth", str(cohort / "labelsTr"), "--quiet"]
+    return main([*base, "--resamples", "50", "-o", str(cohort.parent / "out"), *arguments])
+
+
+def test_the_command_writes_a_page_and_the_numbers_behind_it(cohort, capsys):
+    assert evaluate(cohort, "--patients", str(cohort / "patients.csv"), "--against", str(cohort / "pred")) == 0
+    out = cohort.parent / "out"
+    printed = capsys.readouterr().out
+    assert "7 of 8" not in printed and "0.88 (" in printed and str(out / "evaluation.html") in printed
+    document = json.loads((out / "evaluation.json").read_text())
+    assert document["lesions"]["n_lesions"] == 8 and document["lesions"]["sensitivity"]["0.1"]["value"] == 7 / 8
+    dice = 2 * 5 / 12  # one voxel of six off
+    assert document["segmentation"]["positive"]["dice"]["value"] == pytest.approx(7 / 8 * dice)
+    assert document["segmentation"]["negative"]["specificity"]["value"] == 2 / 4
+    assert document["origin_patient"]["metrics"]["sensitivity"]["n"] == 6
+    rows = list(csv.DictReader((out / "cases.csv").open()))
+    assert len(rows) == 12 and rows[1]["case"] == "p1" and rows[1]["hd95_mm"] == "inf" and rows[1]["found"] == "0"
+    lesions = list(csv.DictReader((out / "lesions.csv").open()))
+    assert sum(row["side"] == "truth" for row in lesions) == 8
+    page = (out / "evaluation.html").read_text()
+    for words in ("Table 1", "Origin, patient level", "By site", "pred minus pred", "Worst volumes", "data:image/png"):
+        assert words in page
+    assert "<script" not in page and len(list((out / "figures").glob("*.png"))) >= 8
+
+
+def test_a_second_run_compares_only_what_changed(cohort, monkeypatch):
+    from volseg.evaluate import compare
+
+    pairs_and_cases(cohort)
+    done = []
+    real = compare.compare_case
+    monkeypatch.setattr(compare, "compare_case", lambda *a, **k: (done.append(k["case"]), real(*a, **k))[1])
+    (cohort / "kept" / "p3.json").write_text("{ cut off")
+    write_nifti(cohort / "labelsTr/p4.nii.gz", block(8).astype(np.uint16), AFFINE, dtype=np.uint16)
+    _, cases, _ = pairs_and_cases(cohort)
+    assert done == ["p3", "p4"] and len(cases) == 12
+    pairs_and_cases(cohort, EvaluateOptions(resamples=50, tolerance_mm=1.0))
+    assert len(done) == 14
+
+
+def test_every_volume_that_cannot_be_compared_is_named_and_nothing_is_reported(cohort, capsys):
+    shutil.rmtree(cohort / "pred/p2")
+    write_nifti(cohort / "labelsTr/p5.nii.gz", np.zeros((9, 9, 9), np.uint8), AFFINE, dtype=np.uint8)
+    assert evaluate(cohort) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("volseg: evaluation-incomplete: 2 problems: p2: there is no prediction") and "p5: " in error
+    assert len(error.splitlines()) == 1 and not (cohort.parent / "out" / "evaluation.html").exists()
+
+
+def test_a_missing_prediction_counts_as_nothing_found_only_when_asked(cohort):
+    shutil.rmtree(cohort / "pred/p2")
+    _, cases, _ = pairs_and_cases(cohort, EvaluateOptions(missing_is_empty=True))
+    assert cases[[c.case for c in cases].index("p2")].overlap.dice == 0
+
+
+def test_plain_masks_are_paired_by_name_and_score_1(cohort):
+    plain = cohort / "plain"
+    plain.mkdir()
+    two = np.zeros(SHAPE, np.float32)
+    two[block(3)] = two[block(16)] = 1
+    for n in range(12):
+        write_nifti(plain / f"p{n}.nii", two, AFFINE, dtype=np.float32)
+    write_nifti(plain / "other.nii", two, AFFINE, dtype=np.float32)
+    pairs, notes = pair_folders(plain, cohort / "labelsTr")
+    assert "1 predictions have no truth and were left out: other" in notes[0] and "patient of its own" in notes[1]
+    cases = compare_pairs(pairs, cohort / "kept", OPTIONS, progress=False)
+    assert all(len(c.predicted_lesions) == 2 and not c.scored for c in cases)
+
+
+def test_kinds_come_from_what_synth_wrote_beside_the_labels(cohort):
+    (cohort / "parameters").mkdir()
+    (cohort / "parameters/p1.json").write_text('{"lesions": [{"id": 1, "kind": "lytic"}]}')
+    _, cases, _ = pairs_and_cases(cohort)
+    assert {case.case: case.true_lesions[0].kind for case in cases if case.has_lesions}["p1"] == "lytic"
+
+
+def test_origin_answers_come_from_the_results_and_silence_stays_silence(cohort):
+    answers, threshold = origin_predictions(*pairs_and_cases(cohort), iou=0.1)
+    patient, lesion = answers["patient"], answers["lesion"]
+    assert threshold == 0.5 and len(patient.labels) == 12 and len(lesion.labels) == 8
+    at = {name: n for n, name in enumerate(patient.patients)}
+    assert patient.scores[at["p2"]] == pytest.approx(0.34) and np.isnan(patient.scores[at["p1"]])
+    assert np.isnan(lesion.scores[list(lesion.patients).index("p1")])  # missed: no answer
+    assert patient.labels[at["p7"]] == 1 and patient.sites[at["p7"]] == "A"
+
+
+def test_results_with_different_thresholds_are_not_one_model(cohort):
+    path = cohort / "pred/p3/result.json"
+    path.write_text(path.read_text().replace('"threshold": 0.5', '"threshold": 0.6'))
+    with pytest.raises(InputError, match=r"thresholds \(0.5, 0.6\)"):
+        origin_predictions(*pairs_and_cases(cohort), iou=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda c: shutil.rmtree(c / "pred"), "path-missing"),
+        (lambda c: [shutil.rmtree(p) for p in (c / "pred").iterdir()], "no-masks"),
+        (lambda c: [p.rename(p.with_name("x" + p.name)) for p in list((c / "pred").iterdir())], "no-pairs"),
+        (lambda c: (c / "patients.csv").write_text("patient,site\np1,B\n"), "patients-incomplete"),
+        (lambda c: (c / "patients.csv").write_text("patient,site,age\np1,B,x\n"), "patients-refused"),
+    ],
+)
+def test_folders_that_cannot_be_evaluated_get_one_line(cohort, change, code, capsys):
+    change(cohort)
+    assert evaluate(cohort, "--patients", str(cohort / "patients.csv")) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"volseg: {code}: ") and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("voxels", "code"),
+    [
+        (np.full(SHAPE, 0.5, np.float32) * block(2), "mask-not-whole"),
+        (block(2).astype(np.int16) - 1, "mask-negative"),
+    ],
+)
+def test_probability_maps_and_negative_values_are_no_masks(cohort, voxels, code):
+    write_nifti(cohort / "labelsTr/p4.nii.gz", voxels, AFFINE, dtype=voxels.dtype)
+    with pytest.raises(InputError) as refusal:
+        pairs_and_cases(cohort)
+    assert refusal.value.code == "evaluation-incomplete" and "p4" in str(refusal.value)
+    assert code == "mask-negative" or "probability" in str(refusal.value)

@@ -1,0 +1,140 @@
+"""`volseg validate`: check, freeze, test once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from volseg.cli import main
+from volseg.errors import InputError, UsageError
+from volseg.evaluate import EvaluateOptions, ValidateOptions, validate_sites
+from volseg.evaluate.freeze import freeze_rule, write_frozen, write_tested
+from volseg.evaluate.sites import _results
+from volseg.io.cohort import read_cohort
+
+OPTIONS = ValidateOptions("B", "A", evaluate=EvaluateOptions(resamples=50))
+
+
+def validate(cohort, *arguments) -> int:
+    base = ["validate", "--data", str(cohort), "-o", str(cohort.parent / "out"), "--quiet", "--resamples", "50"]
+    return main([*base, *arguments])
+
+
+def fitted(cohort, site: str):
+    read, _ = read_cohort(cohort)
+    cases = [case for case in read.cases if read.patients[case.patient].site == site]
+    return _results(cases, read, cohort / "pred", cohort.parent / "kept", OPTIONS, None, False)
+
+
+def test_the_command_freezes_tests_and_reports_both_sites(cohort, capsys):
+    sites = ["--train-site", "B", "--test-site", "A", "--pred", str(cohort / "pred")]
+    assert validate(cohort, *sites) == 0
+    out = cohort.parent / "out"
+    assert "no problem found" in capsys.readouterr().out
+    frozen = json.loads((out / "frozen.json").read_text())
+    document = json.loads((out / "validation.json").read_text())
+    # At B the true lesions score .8, .7, .65 and the false one .3; p1 is missed.
+    assert frozen["weights_sha256"] == "ab" * 32 and frozen["operating_score"] == pytest.approx(0.3)
+    assert frozen["rules"]["lung origin, patient level"]["threshold"] == 0.5
+    assert document["frozen"]["sha256"] == frozen["sha256"]
+    # Frozen half way between .65 and .3; the diseased of A score .55, .5, .4 and .35.
+    assert frozen["rules"]["any lesion, patient level"]["threshold"] == pytest.approx(0.475)
+    assert document["answers"]["any lesion, patient level"]["test"]["metrics"]["sensitivity"]["value"] == 0.5
+    assert document["operating_point"]["external (site A)"]["sensitivity"]["0.1"]["value"] == 1.0
+    page = (out / "validation.html").read_text()
+    for words in ("Training and external validation", "external (site A)", "What was frozen", "Subgroup", "FROC"):
+        assert words.lower() in page.lower()
+    table = (out / "tables/training_and_external_validation.csv").read_text()
+    assert table.startswith("cohort,level,question,n,DSC,sensitivity,specificity,AUC,accuracy")
+    assert table.count("training (site B)") == table.count("external (site A)") == 4
+
+
+def test_the_rule_does_not_see_the_test_site(cohort):
+    before = freeze_rule(fitted(cohort, "B"), OPTIONS)
+    for n in range(6, 12):
+        path = cohort / f"pred/p{n}/result.json"
+        path.write_text(path.read_text().replace('"score": 0.', '"score": 0.1'))
+    assert freeze_rule(fitted(cohort, "B"), OPTIONS)["sha256"] == before["sha256"]
+
+
+def test_a_second_test_with_another_rule_is_refused(cohort, tmp_path):
+    frozen = freeze_rule(fitted(cohort, "B"), OPTIONS)
+    write_frozen(tmp_path, frozen)
+    write_tested(tmp_path, frozen)
+    first = json.loads((tmp_path / "tested.json").read_text())["first"]
+    write_frozen(tmp_path, frozen)
+    write_tested(tmp_path, frozen)
+    assert json.loads((tmp_path / "tested.json").read_text())["first"] == first
+    with pytest.raises(UsageError, match="frozen-changed"):
+        write_frozen(tmp_path, frozen | {"sha256": "0" * 64})
+
+
+def test_missing_results_are_predicted_training_site_first(cohort, tmp_path):
+    asked = []
+
+    def predict(case, folder):
+        asked.append(case.name)
+        if len(asked) == 7:
+            assert (tmp_path / "out/frozen.json").is_file()
+        shutil.copytree(cohort / "pred" / case.name, folder)
+
+    validate_sites(cohort, tmp_path / "out", OPTIONS, predict=predict, progress=False)
+    assert asked == [f"p{n}" for n in range(12)]
+    assert (tmp_path / "out/predictions/p3/result.json").is_file() and (tmp_path / "out/tested.json").is_file()
+
+
+def test_other_weights_at_the_test_site_are_refused(cohort, tmp_path):
+    path = cohort / "pred/p9/result.json"
+    path.write_text(path.read_text().replace("abab", "cdcd"))
+    with pytest.raises(InputError, match="weights-differ"):
+        validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+
+
+def test_a_site_that_knows_one_answer_gets_no_rule_for_it(cohort):
+    path = cohort / "patients.csv"
+    path.write_text(path.read_text().replace("other", "lung"))
+    for n in (0, 3):
+        shutil.copy(cohort / "labelsTr/p2.nii.gz", cohort / f"labelsTr/p{n}.nii.gz")
+    rules = freeze_rule(fitted(cohort, "B"), OPTIONS)["rules"]
+    assert "any lesion, patient level" not in rules and rules["lung origin, patient level"]["chosen_by"].startswith(
+        "frozen with"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        ([], 2, "sites-missing"),
+        (["--train-site", "B", "--test-site", "B", "--pred", "pred"], 2, "one-site"),
+        (["--train-site", "B", "--test-site", "C", "--pred", "pred"], 1, "site-empty"),
+    ],
+)
+def test_wrong_requests_get_one_line(cohort, arguments, code, word, capsys):
+    assert validate(cohort, *arguments) == code
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"volseg: {word}: ") and len(error.splitlines()) == 1
+
+
+def test_a_leak_stops_everything_and_the_whole_list_lies_beside(cohort, capsys):
+    shutil.copy(cohort / "imagesTr/p0.nii.gz", cohort / "imagesTr/p7.nii.gz")
+    (cohort / "labelsTr/p8.nii.gz").unlink()
+    assert validate(cohort, "--check") == 1
+    error = capsys.readouterr().err.strip()
+    assert "cohort-refused: 2 problems" in error and "hold the same voxels" in error and len(error.splitlines()) == 1
+    listed = (cohort.parent / "out/cohort_check.txt").read_text()
+    assert "image-in-two-splits: imagesTr/p0.nii.gz and imagesTr/p7.nii.gz" in listed and "file-missing" in listed
+
+
+def test_the_check_alone_says_so_when_nothing_is_wrong(cohort, capsys):
+    assert validate(cohort, "--check") == 0
+    assert "12 cases of 12 patients: no problem found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "validate"])
+def test_help_teaches_by_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and f"volseg {command} --" in printed and "patients.csv" in printed

@@ -1,0 +1,128 @@
+"""What may not change between fitting and testing: chosen at one site, written down with a hash, tested once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.errors import InputError, UsageError
+from volseg.evaluate.compare import EvaluateOptions
+from volseg.evaluate.pairs import Pair
+from volseg.evaluation.cases import CaseResult
+from volseg.evaluation.detection import froc
+from volseg.evaluation.external import FrozenRule, Predictions, freeze
+from volseg.evaluation.tables import Table, number
+from volseg.report.files import write_whole
+from volseg.report.tables import as_json
+
+FROZEN, TESTED = "frozen.json", "tested.json"
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """Which sites, and how many false positives per volume the operating point may cost at the training site."""
+
+    train_site: str
+    test_site: str
+    false_positives: float = 2.0
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteResults:
+    """What is known of one site: pairs, compared volumes, answers by (question, level)."""
+
+    pairs: list[Pair]
+    cases: list[CaseResult]
+    answers: dict[tuple[str, str], Predictions]
+    origin_threshold: float | None
+
+
+def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]:
+    """Everything that may not change before the test: weights, operating score, a threshold for every question.
+
+    The origin threshold is the one the results carry (frozen with the bundle); any other is Youden's at this site. A
+    question of which the site knows only one answer gets no rule.
+    """
+    weights = weights_of(fitted.pairs)
+    curve = froc([case.detection() for case in fitted.cases], iou=options.evaluate.iou)
+    rules: dict[str, Any] = {}
+    for (question, level), rows in fitted.answers.items():
+        if question == "lung origin" and fitted.origin_threshold is not None:
+            rule = FrozenRule(
+                threshold=fitted.origin_threshold,
+                chosen_by="frozen with the bundle",
+                site=options.train_site,
+                level=rows.level,
+                n_rows=len(rows.labels),
+                n_positive=int(rows.labels.sum()),
+                weights_sha256=weights,
+            )
+        elif len(set(rows.labels[~np.isnan(rows.scores)].tolist())) == 2:
+            rule = freeze(rows, site=options.train_site, weights_sha256=weights)
+        else:
+            continue
+        rules[f"{question}, {level} level"] = asdict(rule)
+    frozen = {
+        "train_site": options.train_site,
+        "test_site": options.test_site,
+        "weights_sha256": weights,
+        "operating_score": curve.threshold_for(options.false_positives),
+        "operating_score_chosen_by": f"at most {options.false_positives:g} false positives per volume, "
+        f"IoU >= {options.evaluate.iou:g}, at site {options.train_site}",
+        "rules": rules,
+    }
+    frozen = as_json(frozen)
+    return frozen | {"sha256": sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()}
+
+
+def weights_of(pairs: Sequence[Pair]) -> str:
+    """The one sha256 of weights that all results carry; "" for masks without results."""
+    found = set()
+    for pair in pairs:
+        if pair.result is not None:
+            document = json.loads(pair.result.read_text(encoding="utf-8"))
+            found.add(str(document.get("provenance", {}).get("weights_sha256", "")))
+    if len(found) > 1:
+        raise InputError(
+            "weights-differ", f"the results come from {len(found)} different weights; predict all with one"
+        )
+    return found.pop() if found else ""
+
+
+def write_frozen(out: Path, frozen: Mapping[str, Any]) -> None:
+    """Write `out`/frozen.json. Raises UsageError("frozen-changed") if another rule was tested here before."""
+    if (out / TESTED).is_file():
+        before = json.loads((out / TESTED).read_text(encoding="utf-8"))["frozen_sha256"]
+        if before != frozen["sha256"]:
+            raise UsageError(
+                "frozen-changed",
+                f"{out}: site {frozen['test_site']} was already tested with the rule {before[:12]}, this is "
+                f"{frozen['sha256'][:12]}; choosing after looking is no external test: use another -o, report both",
+            )
+    write_whole(out / FROZEN, json.dumps(frozen, indent=1, allow_nan=False) + "\n")
+
+
+def write_tested(out: Path, frozen: Mapping[str, Any]) -> None:
+    """Note in `out`/tested.json which rule was tested, when first and when last."""
+    path = out / TESTED
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    first = json.loads(path.read_text(encoding="utf-8"))["first"] if path.is_file() else now
+    write_whole(path, json.dumps({"frozen_sha256": frozen["sha256"], "first": first, "last": now}, indent=1))
+
+
+def frozen_table(frozen: Mapping[str, Any]) -> Table:
+    """What `freeze_rule` chose, and how."""
+    rows = [("weights (sha256)", frozen["weights_sha256"] or "not recorded", "")]
+    score = frozen["operating_score"]
+    rows.append(("lesion score", number(np.inf if score is None else score), frozen["operating_score_chosen_by"]))
+    rows += [(name, number(rule["threshold"]), rule["chosen_by"]) for name, rule in frozen["rules"].items()]
+    rows.append(("all of this (sha256)", frozen["sha256"], "written before the test site was predicted"))
+    return Table("What was frozen", ("what", "value", "how it was chosen"), tuple(rows))

@@ -1,0 +1,87 @@
+"""Two folders of masks -> pairs of files. Opens no image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from volseg.errors import InputError
+from volseg.io.cohort import Patient, Problem, one_line, patient_of, read_patients
+from volseg.io.files import check_path, safe_name, stem_of, suffix_of
+
+MASK, RESULT = "lesions.nii.gz", "result.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two masks of one volume. `predicted` is None where there is none; `result` is what `volseg predict` wrote."""
+
+    case: str
+    patient: str
+    truth: Path
+    predicted: Path | None
+    result: Path | None = None
+    parameters: Path | None = None
+
+
+def pair_folders(
+    predicted: Path, truth: Path, *, patients: Mapping[str, Patient] | None = None
+) -> tuple[list[Pair], list[str]]:
+    """Find each true mask's prediction: PRED/<name>.nii.gz, or PRED/<name>/lesions.nii.gz as `volseg predict` writes.
+
+    Of a decathlon folder the labelsTr is taken. Returns (pairs by name, notes). What lacks a prediction has None.
+    Raises InputError if a folder is missing, empty, or if no name occurs in both.
+    """
+    for folder in (predicted, truth):
+        if not check_path(folder).is_dir():
+            raise InputError("not-a-folder", f"{folder} is a file; give the folder that holds the masks")
+    labels = truth / "labelsTr" if (truth / "labelsTr").is_dir() else truth
+    truths = {stem_of(p): p for p in sorted(labels.iterdir()) if p.is_file() and suffix_of(p) and p.name[0] != "."}
+    if not truths:
+        raise InputError("no-masks", f"{labels} holds no image file volseg reads; give the folder with the true masks")
+    predictions = find_predictions(predicted)
+    if not predictions:
+        raise InputError("no-masks", f"{predicted} holds neither masks nor results of volseg predict")
+    problems: list[Problem] = []
+    pairs: list[Pair] = []
+    for name, path in truths.items():
+        mask, result = predictions.get(name) or predictions.get(safe_name(name)) or (None, None)
+        patient = name if patients is None else patient_of(name, patients)
+        if patient is None:
+            problems.append(Problem("patient-unknown", name, "belongs to no patient of the patients file"))
+            continue
+        parameters = labels.parent / "parameters" / f"{name}.json"
+        pairs.append(Pair(name, patient, path, mask, result, parameters if parameters.is_file() else None))
+    if problems:
+        raise InputError("patients-incomplete", one_line(problems))
+    if not any(pair.predicted for pair in pairs):
+        example = f"{next(iter(truths))} there, {next(iter(predictions))} here"
+        raise InputError("no-pairs", f"no mask in {predicted} has the name of one in {labels} ({example})")
+    used = {pair.predicted for pair in pairs}
+    left = sorted(name for name, (mask, _) in predictions.items() if mask not in used)
+    notes = [f"{len(left)} predictions have no truth and were left out: {', '.join(left[:5])}"] if left else []
+    if patients is None:
+        notes.append("no patients file: every volume was taken for a patient of its own")
+    return pairs, notes
+
+
+def read_patients_strictly(path: Path) -> dict[str, Patient]:
+    """patients.csv, or InputError("patients-refused") naming what is wrong with it."""
+    patients, problems = read_patients(path)
+    if problems:
+        raise InputError("patients-refused", one_line(problems))
+    return patients
+
+
+def find_predictions(folder: Path) -> dict[str, tuple[Path, Path | None]]:
+    """name -> (mask, result.json or None): masks lying in the folder, and results of `volseg predict` below it."""
+    found: dict[str, tuple[Path, Path | None]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and suffix_of(path):
+            found[stem_of(path)] = (path, None)
+        elif (path / MASK).is_file():
+            found[path.name] = (path / MASK, path / RESULT if (path / RESULT).is_file() else None)
+    return found
