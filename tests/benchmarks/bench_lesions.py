@@ -69,6 +69,8 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
                     "hit": len(match.hits),
                     "false_positive": len(match.false_positives),
                     "dice": 2 * overlap / size if truth.any() else None,
+                    # Dice of two masks is 2 IoU / (1 + IoU).
+                    "hit_dice": [round(2 * iou / (1 + iou), 3) for _, _, iou in match.hits],
                     "lesions": _lesions(parameters["lesions"], {i for i, _, _ in match.hits}),
                     "seconds": round(time.perf_counter() - start, 1),
                 }
@@ -138,12 +140,14 @@ def healthy_block(volumes: dict[str, Volume], bundle: LoadedBundle) -> dict[str,
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     true, hit = sum(r["true"] for r in rows), sum(r["hit"] for r in rows)
     dices = [r["dice"] for r in rows if r["dice"] is not None]
+    hit_dices = [d for r in rows for d in r["hit_dice"]]
     return {
         "cases": len(rows),
         "lesions": true,
         "sensitivity": round(hit / true, 3) if true else None,
         "false_positives_per_case": round(sum(r["false_positive"] for r in rows) / len(rows), 2),
         "mean_dice_over_positives": round(float(np.mean(dices)), 3) if dices else None,
+        "mean_dice_of_hits": round(float(np.mean(hit_dices)), 3) if hit_dices else None,
     }
 
 
@@ -205,6 +209,7 @@ def main() -> None:
     document = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, CPU",
+        "bundle": f"{bundle.files.name} {bundle.files.version}",
         "weights_sha256": bundle.weights_sha256,
         "overrides": overrides,
         "synthetic_held_out": synthetic_block(volumes, bundle, seed=SEED),
@@ -212,7 +217,8 @@ def main() -> None:
         "real_healthy_held_out": healthy_block(volumes, bundle),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{document['date']}_lesions.json"
+    of_bundle = "" if bundle.files.name == DEFAULT_BUNDLE else f"_{bundle.files.name}"
+    path = args.out / f"{document['date']}_lesions{of_bundle}.json"
     path.write_text(json.dumps(document, indent=1))
     for block in ("synthetic_held_out", "real_metastases_blds"):
         print(block, json.dumps(document[block]["all"]))

@@ -18,8 +18,8 @@ class ResumableState:
     """Ignite handler: loads `path` before the run if it is there, writes it after every `interval` epochs.
 
     Besides what `state` names (objects with state_dict), the engine's own epoch and iteration are kept, so the run goes
-    on with the next epoch. The file is replaced atomically. Random augmentations are not rewound: a resumed run is
-    another, equally valid draw of crops.
+    on with the next epoch. The file is replaced atomically. Chance is `EpochSeed`'s: with it a resumed run sees the
+    same crops.
     """
 
     def __init__(self, path: str | Path, state: Mapping[str, Any], *, interval: int = 1) -> None:

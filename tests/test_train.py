@@ -1,0 +1,78 @@
+"""`volseg train`: what is killed goes on, and ends in the same bits; what is wrong is said in one line."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from volseg.cli import main
+from volseg.errors import InputError
+from volseg.synth import PHANTOM, SynthOptions, write_cases
+from volseg.train import dataset_folder, finished_epochs
+
+SMALL_NET = '{"_target_": "volseg.networks.SegMamba", "in_channels": 1, "out_channels": 2, "dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "hidden_dim": 8}'  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    options = SynthOptions(n=2, seed=5, lesions=(1, 2), distractors=(0, 0), healthy=0.0, block_mm=64.0)
+    write_cases({PHANTOM: None}, folder, options, progress=False)
+    return folder
+
+
+def command(cases, out, epochs=3):
+    return [
+        "train", "bone_ct_segmamba_segmentation", "--data", str(cases), "-o", str(out), "--epochs", str(epochs),
+        "--iterations", "6", "--batch-size", "1", "--seed", "11", "--device", "cpu",
+        "--set", "roi_size=[32,32,32]", "--set", f"network_def={SMALL_NET}",
+    ]  # fmt: skip
+
+
+def test_a_run_killed_in_the_middle_ends_in_the_bits_of_one_that_was_not(cases, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(command(cases, whole)) == 0
+    process = subprocess.Popen([sys.executable, "-m", "volseg.cli", *command(cases, killed)], stdout=subprocess.DEVNULL)
+    deadline = time.time() + 240
+    while finished_epochs(killed / "training_state.pt") < 1 and time.time() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finished_epochs(killed / "training_state.pt") >= 1
+    assert not (killed / "model.pt").exists(), "killed before the end, or this proves nothing"
+    assert main(command(cases, killed)) == 0
+    one, other = (torch.load(folder / "model.pt", weights_only=True) for folder in (whole, killed))
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_finished_training_is_not_begun_again(cases, tmp_path, capsys):
+    assert main(command(cases, tmp_path / "out", epochs=1)) == 0
+    before = (tmp_path / "out" / "model.pt").stat().st_mtime_ns
+    assert main(command(cases, tmp_path / "out", epochs=1)) == 0
+    assert "already trained for 1 epochs" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "code"),
+    [
+        (["--set", "rio_size=[32,32,32]"], "override-unknown"),
+        (["--from", "nowhere.pt"], "weights-missing"),
+    ],
+)
+def test_a_wrong_request_is_one_line(cases, tmp_path, capsys, extra, code):
+    assert main([*command(cases, tmp_path / "out"), *extra]) in (1, 2)
+    assert code in capsys.readouterr().err
+
+
+def test_data_that_is_not_there_or_has_another_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        dataset_folder(tmp_path / "nowhere")
+    other = tmp_path / "cases.json"
+    other.write_text(json.dumps({"training": []}))
+    with pytest.raises(InputError, match="is called"):
+        dataset_folder(other)

@@ -1,0 +1,116 @@
+"""`volseg train`: a bundle's own train.json through MONAI, resumable, with the overrides people ask for most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+from volseg.errors import InputError, UsageError
+from volseg.inference.bundle import BundleFiles
+from volseg.inference.datasets import listed_cases
+from volseg.inference.quiet import quiet
+
+DATALIST = "datalist.json"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to change in train.json. None keeps what the bundle says.
+
+    `start_from`: weights to begin with ("shipped": the bundle's own). `overrides`: config entries by id.
+    """
+
+    epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    precision: str | None = None
+    device: str | None = None
+    start_from: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train_bundle(
+    files: BundleFiles,
+    data: Path,
+    out: Path,
+    options: TrainOptions = TrainOptions(),
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train `files` on `data` (a folder with datalist.json, or that file) and return `out`/model.pt.
+
+    The state is kept in `out`/training_state.pt after every epoch; the same call goes on from there, and on one CPU
+    ends in the bits of an uninterrupted run. A finished training is not begun again.
+
+    Raises:
+        InputError: no such data or weights; files of the datalist that are missing.
+        UsageError: an override the config does not know.
+    """
+    folder = dataset_folder(data)
+    cases = listed_cases(str(folder), "training")
+    config = files.root / "configs" / "train.json"
+    known = json.loads(config.read_text(encoding="utf-8"))
+    changes = _changes(files, options, known) | {"bundle_root": str(files.root), "dataset_dir": str(folder)}
+    epochs = int(changes.get("epochs", known["epochs"]))
+    done = finished_epochs(out / "training_state.pt")
+    say(f"{files.name}: {len(cases)} training cases, {epochs} epochs into {out}")
+    if done >= epochs and (out / "model.pt").is_file():
+        say(f"{files.name}: already trained for {done} epochs; ask for more with --epochs, or choose another folder")
+        return out / "model.pt"
+    if done:
+        say(f"{files.name}: going on after epoch {done}")
+    quiet()
+    workflow = ConfigWorkflow(
+        config_file=str(config), workflow_type="train", logging_file=False, ckpt_dir=str(out), **changes
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return out / "model.pt"
+
+
+def dataset_folder(data: Path) -> Path:
+    """The folder of a data set, from the folder itself or its datalist.json."""
+    folder = data.parent if data.is_file() else data
+    if data.is_file() and data.name != DATALIST:
+        raise InputError("datalist-name", f"{data}: the list of cases is called {DATALIST}; see data/README.md")
+    if not folder.is_dir():
+        raise InputError("path-missing", f"{data} does not exist; `volseg synth` makes a data set to try")
+    return folder.resolve()
+
+
+def finished_epochs(state: Path) -> int:
+    """How many epochs a training state holds; 0 where there is none."""
+    if not state.is_file():
+        return 0
+    try:
+        return int(torch.load(state, map_location="cpu", weights_only=True, mmap=True)["epoch"])
+    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise InputError("state-broken", f"{state} cannot be read ({error}); remove it to start anew") from error
+
+
+def _changes(files: BundleFiles, options: TrainOptions, known: Mapping[str, Any]) -> dict[str, Any]:
+    changes = {
+        name: value
+        for name in ("epochs", "iterations_per_epoch", "batch_size", "learning_rate", "seed", "precision")
+        if (value := getattr(options, name)) is not None
+    }
+    if options.device is not None:
+        changes["device"] = f"$torch.device('{options.device}')"
+    if options.start_from is not None:
+        weights = files.weights if options.start_from == "shipped" else Path(options.start_from)
+        if not weights.is_file():
+            raise InputError("weights-missing", f"{weights} does not exist; --from takes a file or the word 'shipped'")
+        changes["finetune_from"] = str(weights.resolve())
+    unknown = [key for key in options.overrides if key.replace("::", "#").split("#")[0] not in known]
+    if unknown:
+        raise UsageError("override-unknown", f"train.json of {files.name} has no entry {', '.join(unknown)}")
+    return changes | dict(options.overrides)
