@@ -144,9 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", parents=[common], formatter_class=formatter,
         help="train a bundle on your cases",
-        description="Runs the bundle's own train.json on DATA (a folder with datalist.json, as `volseg synth` writes it)\n"
-        "and writes OUT/model.pt. The state is kept after every epoch: the same command goes on where it stopped,\n"
-        "and on one CPU ends in the same bits as a run that was never stopped. Many GPUs: the bundle's model card.",
+        description="Runs the bundle's own train.json on DATA (a folder with datalist.json, as `volseg synth`\n"
+        "writes it) and writes OUT/model.pt. The state is kept after every epoch: the same command goes on where it\n"
+        "stopped, and on one CPU ends in the same bits as a run that was never stopped. Many GPUs: see the\n"
+        "bundle's model card.",
     )  # fmt: skip
     train.add_argument("bundle", help="bundle name or folder")
     train.add_argument("--data", required=True, type=Path, help="folder with datalist.json, imagesTr, labelsTr")

@@ -109,8 +109,8 @@ class DetectionInferer(Inferer):
         every = gather(found, plan.corners, self.roi_size, shape)
         lesions = self._confident(merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold))
         pasted = paste(lesions, every, sums / weights.clamp_min(1e-6), instance_weight=self.instance_weight)
-        x, y, z = (slice(b, b + n) for b, n in zip(before, original, strict=True))
-        return pasted.stacked()[:, x, y, z]
+        inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
+        return pasted.stacked()[(slice(None), *inside)]
 
     def _confident(self, merged: MergedDetections) -> MergedDetections:
         kept = torch.nonzero(merged.scores >= self.score)[:, 0]

@@ -16,6 +16,8 @@ from scipy import ndimage
 from volseg.geometry import voxel_volume_mm3
 from volseg.transforms.invert import to_source_grid
 
+PROBABLE = 0.5  # where a lesion's own outline runs on the working grid
+
 
 class DetectedLesionsd(MapTransform):
     """(3, X, Y, Z) of `DetectionInferer` -> instances and probability on the source grid, and the lesions' scores.
@@ -98,8 +100,8 @@ def _scores_by_owner(found: MetaTensor) -> dict[int, float]:
 def _touching_bone(found: MetaTensor, bone: Any) -> MetaTensor:
     """Erase the lesions of which no probable voxel lies in bone or beside it."""
     near = ndimage.binary_dilation(np.asarray(torch.as_tensor(bone)[0].cpu()) > 0)
-    owner = found[1].as_tensor().cpu().numpy().astype(np.int64) if isinstance(found, MetaTensor) else found[1].numpy()
-    probable = np.asarray(found[0].cpu()) >= 0.5
+    plain = found.as_tensor()
+    owner = plain[1].cpu().numpy().astype(np.int64)
     touching = np.zeros(int(owner.max()) + 1, dtype=bool)
-    touching[np.unique(owner[near & probable].astype(np.int64))] = True
-    return found * torch.from_numpy(touching[owner.astype(np.int64)]).to(found.device)
+    touching[np.unique(owner[near & (plain[0].cpu().numpy() >= PROBABLE)])] = True
+    return MetaTensor(plain * torch.from_numpy(touching[owner]).to(plain.device), meta=found.meta)
