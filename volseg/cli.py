@@ -1,4 +1,4 @@
-"""The front door: `volseg info | predict | evaluate | validate | synth | demo | bundles`.
+"""The front door: `volseg info | predict | evaluate | validate | synth | train | demo | bundles`.
 
 Flags in, exit code out: 0 fine, 1 the data or a study failed, 2 asked wrongly. torch and MONAI are imported only by the
 commands that need them, so `volseg info` and `--help` answer at once.
@@ -31,6 +31,7 @@ examples:
   volseg predict STUDY -o out               outline bone lesions; out/<study>/report.html shows them
   volseg predict a.nii.gz b/ c.zip -o out   several studies; finished ones are skipped when run again
   volseg synth CT -o synth --n 10 --seed 1  grow lesions of known mask in the bone of a real CT
+  volseg train BUNDLE --data synth -o new   train or fine-tune a bundle; goes on where it was cut off
   volseg evaluate --pred out --truth masks  compare predictions with true masks; intervals, figures, one page
   volseg validate --data cohort --train-site B --test-site A    freeze a rule at one site, test it once at another
   volseg demo                               a phantom patient through the whole walk
