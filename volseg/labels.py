@@ -8,6 +8,11 @@ from typing import Literal
 LesionKind = Literal["lytic", "sclerotic", "mixed"]
 LESION_KINDS: tuple[LesionKind, ...] = ("lytic", "sclerotic", "mixed")
 
+# T1c is T1 after contrast agent. This order is that of the channels a network sees; the first one there is the
+# reference series unless another is asked for.
+MriChannel = Literal["T1", "T1c", "T2", "STIR"]
+MRI_CHANNELS: tuple[MriChannel, ...] = ("T1", "T1c", "T2", "STIR")
+
 
 @dataclass(frozen=True)
 class Code:

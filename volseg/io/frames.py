@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +36,27 @@ _TAGS = [
     *("ContrastBolusAgent", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"),
     *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
     *("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "BurnedInAnnotation"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "FrameOfReferenceUID"),
+    *("ProtocolName", "SequenceName", "PulseSequenceName", "AcquisitionContrast", "ScanningSequence", "ScanOptions"),
+    *("RepetitionTime", "InversionTime", "InversionTimes", "ContrastBolusAgentSequence"),
     *(keyword for keywords in _SPLITS.values() for keyword in keywords),
 ]
+
+
+@dataclass(frozen=True)
+class MrTags:
+    """What an MR header says of its pulse sequence; '' and None where it is silent. Times in ms.
+
+    `names` are the protocol's and the sequence's; `techniques` the values of ScanningSequence (SE, GR, IR ...) and
+    AcquisitionContrast; `options` those of ScanOptions (FS is fat saturation).
+    """
+
+    names: tuple[str, ...] = ()
+    techniques: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    tr_ms: float | None = None
+    te_ms: float | None = None
+    ti_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,8 @@ class Frame:
     photometric: str
     splits: tuple[tuple[str, str], ...]
     burned_in: bool = False
+    frame_of_reference: str = ""
+    mr: MrTags = MrTags()
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -180,7 +201,7 @@ def _frame(path: Path, index: int, ds: Any, shared: Any, own: Any) -> Frame:
         modality=str(ds.get("Modality") or "").strip().upper() or "OT",
         series_number=str(ds.get("SeriesNumber") or "").strip(),
         description=str(ds.get("SeriesDescription") or "").strip(),
-        contrast=str(ds.get("ContrastBolusAgent") or "").strip(),
+        contrast=_contrast(ds),
         image_type=(image_type,) if isinstance(image_type, str) else tuple(str(v).upper() for v in image_type),
         transfer_syntax=str(ds.file_meta.TransferSyntaxUID),
         rows=int(ds.Rows),
@@ -195,6 +216,36 @@ def _frame(path: Path, index: int, ds: Any, shared: Any, own: Any) -> Frame:
         photometric=str(ds.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper(),
         splits=tuple(splits),
         burned_in=str(ds.get("BurnedInAnnotation") or "").strip().upper() == "YES",
+        frame_of_reference=str(ds.get("FrameOfReferenceUID") or "").strip(),
+        mr=_mr_tags(get) if str(ds.get("Modality") or "").strip().upper() == "MR" else MrTags(),
+    )
+
+
+def _contrast(ds: Any) -> str:
+    """The agent in words: classic files name it, enhanced ones list it."""
+    agents = [item.get("CodeMeaning") or "listed" for item in ds.get("ContrastBolusAgentSequence") or []]
+    return str(ds.get("ContrastBolusAgent") or ", ".join(map(str, agents))).strip()
+
+
+def _mr_tags(get: Callable[[str], Any]) -> MrTags:
+    def texts(*keywords: str) -> tuple[str, ...]:
+        values = [get(k) for k in keywords]
+        parts = [v if isinstance(v, str) or not hasattr(v, "__iter__") else [*v] for v in values if v]
+        flat = [t for part in parts for t in (part if isinstance(part, list) else [part])]
+        return tuple(str(t).strip() for t in flat if str(t).strip())
+
+    def first_number(*keywords: str) -> float | None:
+        values = [get(k) for k in keywords]
+        singles = [v[0] if isinstance(v, Sequence) and not isinstance(v, str) and len(v) else v for v in values]
+        return next((n for n in map(_number, singles) if n is not None), None)
+
+    return MrTags(
+        names=texts("ProtocolName", "SequenceName", "PulseSequenceName"),
+        techniques=tuple(t.upper() for t in texts("ScanningSequence", "AcquisitionContrast")),
+        options=tuple(t.upper() for t in texts("ScanOptions")),
+        tr_ms=first_number("RepetitionTime"),
+        te_ms=first_number("EchoTime", "EffectiveEchoTime"),
+        ti_ms=first_number("InversionTime", "InversionTimes"),
     )
 
 

@@ -1,25 +1,30 @@
 """`volseg info`: what lies at a path, what would be used and why the rest is left. Headers only; imports no torch.
 
 Enters: any path. Leaves: an `Inspection`, as a table for a terminal or as a dict for JSON. Bad content is told as a
-refusal inside the Inspection; only a path that cannot be opened at all raises.
+refusal inside the Inspection; only a path that cannot be opened at all raises. Of MR series it says which is T1, T1c,
+T2 or STIR, as `read_mri_study` would take them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydicom.uid import UID
 
-from volseg.errors import VolsegError
+from volseg.errors import InputError, VolsegError
 from volseg.geometry import Affine, axis_codes, spacing_mm
 from volseg.io.choose import choose
 from volseg.io.files import check_path, shown
 from volseg.io.gather import Gathered, gather, unzipped
 from volseg.io.itk import read_itk_header
+from volseg.io.mri_candidates import Candidate, dicom_candidates, image_files, of_file
+from volseg.io.mri_study import Plan, plan_mri
 from volseg.io.nifti import read_nifti_header
+from volseg.io.nifti_header import NiftiHeader
 from volseg.io.series import SeriesVolume, group_frames
 from volseg.io.study import dicom_notes, what_is
 
@@ -44,11 +49,13 @@ class SeriesRow:
     used: bool
     why: str
     code: str = ""
+    channel: str = ""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is at `path`. `refusal` is (code, message) where `read_study` would refuse it by its headers."""
+    """What is at `path`. `refusal` is (code, message) where `read_study` would refuse it by its headers; for a folder
+    of MR sequences, where `read_mri_study` would."""
 
     path: str
     format: str
@@ -78,7 +85,13 @@ def inspect(path: str | os.PathLike[str], *, series_uid: str | None = None) -> I
         if kind == "zip":
             with unzipped(p) as folder:
                 return _of_dicom(name, label, gather(folder), series_uid)
-        return _of_dicom(name, label, gather(p), series_uid)
+        try:
+            return _of_dicom(name, label, gather(p), series_uid)
+        except InputError as e:
+            files = image_files(p) if e.code == "dicom-none-found" and p.is_dir() else []
+            if not files:
+                raise
+            return _of_files(name, [of_file(file, p) for file in files], (e.code, e.message))
     except VolsegError as e:
         if e.exit_code == 2:
             raise
@@ -89,6 +102,40 @@ def _file_row(shape: tuple[int, int, int], affine: Affine, encoding: str) -> Ser
     spacing = tuple(round(float(s), 4) for s in spacing_mm(affine))
     codes = axis_codes(affine)
     return SeriesRow("", "", "", shape[2], shape, spacing, codes, 0.0, encoding, "", True, "the only image")
+
+
+def _of_files(name: str, found: list[Candidate], none_found: tuple[str, str]) -> Inspection:
+    """A folder of image files named by sequence; without any sequence it stays a folder without DICOM."""
+    plan, refusal = _mri_plan(found, name) if any(c.verdict.channel for c in found) else (None, none_found)
+    rows = []
+    for c in found:
+        if c.problem is not None:
+            rows.append(
+                SeriesRow("", "", c.label, 0, (0, 0), None, "", 0.0, "", "", False, c.problem.code, c.problem.code)
+            )
+            continue
+        path = Path(c.id)
+        header = read_nifti_header(path) if what_is(path) == "nifti" else read_itk_header(path)
+        encoding = f"NIfTI {header.dtype.name}" if isinstance(header, NiftiHeader) else header.pixel_type
+        row = _file_row(header.shape, header.affine, encoding)
+        used, why = _told(plan, c)
+        rows.append(replace(row, description=c.label, used=used, why=why, channel=c.verdict.channel or ""))
+    return Inspection(name, "folder of images", tuple(rows), plan.notes if plan else (), refusal)
+
+
+def _mri_plan(found: list[Candidate], name: str) -> tuple[Plan | None, tuple[str, str] | None]:
+    try:
+        return plan_mri(found, where=name), None
+    except InputError as e:
+        return None, (e.code, e.message)
+
+
+def _told(plan: Plan | None, c: Candidate) -> tuple[bool, str]:
+    """Whether `read_mri_study` would use a series, and why or why not."""
+    if plan is None:
+        return False, f"rule '{c.verdict.rule}'" if c.verdict.channel else c.verdict.why
+    channel = next((channel for channel, used in plan.used.items() if used is c), None)
+    return channel is not None, f"used as {channel}" if channel else next(why for one, why in plan.left if one is c)
 
 
 def _of_dicom(name: str, label: str, gathered: Gathered, series_uid: str | None) -> Inspection:
@@ -107,6 +154,15 @@ def _of_dicom(name: str, label: str, gathered: Gathered, series_uid: str | None)
             raise
         refusal = (e.code, e.message)
     rows = [_series_row(v, used=v is used, why=why.get(id(v), "")) for v in volumes]
+    found = dicom_candidates(volumes)
+    rows = [replace(row, channel=c.verdict.channel or "") for row, c in zip(rows, found, strict=True)]
+    scans = {v.modality for v in volumes if not v.left_because}
+    if series_uid is None and "MR" in scans and "CT" not in scans and any(c.verdict.channel for c in found):
+        plan, refusal = _mri_plan(found, name)
+        told = [_told(plan, c) for c in found]
+        rows = [replace(row, used=u, why=row.code or w) for row, (u, w) in zip(rows, told, strict=True)]
+        notes = [*gathered.notes, *(plan.notes if plan else ())]
+        notes += [f"{channel}: {note}" for channel, c in (plan.used if plan else {}).items() for note in c.notes]
     return Inspection(name, label, tuple(rows), tuple(notes), refusal)
 
 
@@ -141,7 +197,7 @@ def to_dict(inspection: Inspection) -> dict[str, Any]:
 
 def format_table(inspection: Inspection) -> str:
     """For a terminal: one row per image, then notes and the refusal."""
-    head = ("", "series", "what", "shape", "spacing mm", "axes", "tilt", "encoding", "description", "why")
+    head = ("", "series", "what", "channel", "shape", "spacing mm", "axes", "tilt", "encoding", "description", "why")
     rows = [head, *(_cells(r) for r in inspection.series)]
     keep = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows[1:])]
     widths = [max(len(row[i]) for row in rows) for i in keep]
@@ -166,6 +222,7 @@ def _cells(r: SeriesRow) -> tuple[str, ...]:
         "*" if r.used else "",
         tail,
         what,
+        r.channel,
         shape,
         spacing,
         r.orientation,
