@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
@@ -46,6 +47,12 @@ def test_the_command_freezes_tests_and_reports_both_sites(cohort, capsys):
     page = (out / "validation.html").read_text()
     for words in ("Training and external validation", "external (site A)", "What was frozen", "Subgroup", "FROC"):
         assert words.lower() in page.lower()
+    for name, least in (("claim_2024", 15), ("tripod_ai", 15), ("stard_ai", 12)):
+        rows = list(csv.reader((out / f"tables/{name}.csv").open()))
+        assert sum(row[2] != "TODO" for row in rows[1:]) >= least and any(row[2] == "TODO" for row in rows)
+    crosstable = next(row for row in rows if row[0] == "30")
+    # At .475 two of the four diseased of A are called; the false lesion of p6 scores .3.
+    assert "any lesion, patient level: 2 true positive, 0 false positive, 2 false negative, 2 true" in crosstable[2]
     table = (out / "tables/training_and_external_validation.csv").read_text()
     assert table.startswith("cohort,level,question,n,DSC,sensitivity,specificity,AUC,accuracy")
     assert table.count("training (site B)") == table.count("external (site A)") == 4

@@ -10,6 +10,7 @@ import numpy as np
 
 from volseg.evaluate.answers import origin_predictions
 from volseg.evaluate.compare import DEFAULTS, EvaluateOptions, compare_pairs
+from volseg.evaluate.facts import checklist_section, common_facts
 from volseg.evaluate.pairs import pair_folders, read_patients_strictly
 from volseg.evaluate.sections import (
     answers_section,
@@ -85,7 +86,7 @@ def evaluate_folders(
         compared = compare_cases(cases, others, rng=rng, iou=options.iou, resamples=options.resamples)
         sections.append(Section("Two models", (paired_table(compared, predicted.name, against.name),)))
         document["paired"] = asdict(compared)
-    sections.append(worst_section(pairs, cases))
+    sections += [worst_section(pairs, cases), checklist_section(common_facts(pairs, cases, options, patients))]
     write_case_tables(cases, out, iou=options.iou)
     headline = tiles(summaries)
     people = len({case.patient for case in cases})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from volseg.evaluate.facts import checklist_section, common_facts, validation_facts
 from volseg.evaluate.freeze import SiteResults, ValidateOptions, frozen_table
 from volseg.evaluate.sections import (
     Summaries,
@@ -80,8 +81,12 @@ def site_report(
     by_site = site_section([*fitted.cases, *tested.cases], cohort.patients, options.evaluate, rng)
     sections += [by_site] if by_site else []
     sections.append(worst_section(tested.pairs, tested.cases))
+    pairs, cases = [*fitted.pairs, *tested.pairs], [*fitted.cases, *tested.cases]
+    facts = common_facts(pairs, cases, options.evaluate, cohort.patients)
+    counts = len(fitted.cases), len(tested.cases)
+    sections.append(checklist_section(facts | validation_facts(options, frozen, answered, counts)))
     write_case_tables([*fitted.cases, *tested.cases], out, iou=options.evaluate.iou)
-    notes = _notes(fitted, tested, answered, options)
+    notes = _notes(cohort, fitted, tested, answered, options)
     headline = tiles(summaries[names[1]])
     weights = frozen["weights_sha256"][:12] or "not recorded"
     page = write_report(
@@ -192,6 +197,7 @@ def _seed(
 
 
 def _notes(
+    cohort: Cohort,
     fitted: SiteResults,
     tested: SiteResults,
     answered: Mapping[tuple[str, str], ExternalValidation],
@@ -203,6 +209,8 @@ def _notes(
     ]
     if not all(case.scored for case in (*fitted.cases, *tested.cases)):
         notes.append("Masks came without scores (no result.json): FROC and AUC rest on a single operating point.")
+    unused = len(cohort.cases) - len(fitted.cases) - len(tested.cases)
+    notes += [f"{unused} images of the cohort were not used: another site, or no label."] if unused else []
     missing = [f"{q}, {level} level" for q, level in fitted.answers if (q, level) not in answered]
     notes += [f"No rule for '{name}': one of the sites knows only one answer or none." for name in missing]
     return notes
