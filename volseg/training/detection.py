@@ -1,0 +1,81 @@
+"""What lets MONAI's SupervisedTrainer train a detector: targets as network arguments, losses as the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from volseg.detection.targets import targets_from_instances
+
+WHOLE_SIZES = "whole_sizes"
+MOST_IDS = 256  # a case of `volseg synth` holds a handful of lesions; more would go on without their sizes
+
+
+class WholeSizesd(MapTransform):
+    """Note how many voxels each instance of a label map (1, X, Y, Z) has before anything is cropped: (256,) int32.
+
+    Deterministic and small: it goes before the crop, into what CacheDataset keeps.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", *, sizes_key: str = WHOLE_SIZES) -> None:
+        super().__init__(keys)
+        self.sizes_key = sizes_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            values = _plain(d[key]).flatten().to(torch.int64)
+            d[self.sizes_key] = torch.bincount(values[values > 0], minlength=MOST_IDS)[:MOST_IDS].to(torch.int32)
+        return d
+
+
+def detection_batch(
+    batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor, tuple[list[dict[str, Tensor]]], dict[str, Any]]:
+    """`prepare_batch` of a trainer: image and label (B, 1, X, Y, Z), the label an instance map, -> the detector's call.
+
+    Gives (images, labels, (targets,), {}): the targets go into the network beside the images.
+    """
+    images = _plain(batch["image"]).to(device, non_blocking=non_blocking)
+    labels = _plain(batch["label"]).to(device, non_blocking=non_blocking)
+    sizes: Sequence[Tensor | None] = batch.get(WHOLE_SIZES, [None] * len(images))
+    return images, labels, ([targets_from_instances(y, sizes=s) for y, s in zip(labels, sizes, strict=True)],), {}
+
+
+class DetectorTrainingInferer(Inferer):
+    """Calls `detector(images, targets)` under autocast of the given precision; the losses come back as they are."""
+
+    def __init__(self, precision: str = "float32") -> None:
+        super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
+        self.precision = precision
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return network(inputs, *args, **kwargs)
+
+
+class SummedLoss:
+    """`loss_function` of a trainer: the sum of a detector's losses. The labels went in as targets already."""
+
+    def __call__(self, losses: Mapping[str, Tensor], _: Any = None) -> Tensor:
+        return torch.stack(list(losses.values())).sum()
+
+
+def loss_parts(output: Any) -> dict[str, float]:
+    """For StatsHandler's `output_transform`: every loss by name, from the trainer's output."""
+    found = output[0] if isinstance(output, list) else output
+    losses = found["pred"]
+    return {"loss": float(found["loss"])} | {name: float(value) for name, value in losses.items()}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
