@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import volseg.networks
-from volseg.networks import BMSMMNet, MFPDeepLabV3Plus, SegMamba
+from volseg.networks import AnyChannels, BMSMMNet, MFPDeepLabV3Plus, SegMamba, SliceWise, SpineUNet
 
 IN_CHANNELS, OUT_CHANNELS = 2, 3
+CHANNELS = ("T1", "STIR")
 BACKBONES = {"ConvNeXtV2"}  # exported, but they give features, not logits
 
 # name: (builder at a tiny size, an input size it takes: no two axes alike)
@@ -26,7 +27,22 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (48, 32, 16),
     ),
     "mfp_deeplabv3plus": (lambda: MFPDeepLabV3Plus(IN_CHANNELS, OUT_CHANNELS), (48, 32)),
+    "spine_unet_2d": (lambda: _spine_unet(2), (4, 24, 16)),
+    "spine_unet_2.5d": (lambda: _spine_unet(2.5), (4, 24, 16)),
+    "spine_unet_3d": (lambda: _spine_unet(3), (24, 16, 8)),
+    "any_channels": (
+        lambda: AnyChannels(SegMamba(2 * IN_CHANNELS, OUT_CHANNELS, (1, 1, 1, 1), (4, 6, 8, 10), 8), CHANNELS),
+        (32, 48, 16),
+    ),
+    "slicewise": (
+        lambda: SliceWise(BMSMMNet(IN_CHANNELS, widths=(4, 6, 8), heads=("bone", "lesion", "marrow"))),
+        (16, 12, 3),
+    ),
 }
+
+
+def _spine_unet(dimension: float) -> SpineUNet:
+    return SpineUNet(CHANNELS, OUT_CHANNELS, spatial_dims=dimension, widths=(4, 6, 8, 10))
 
 
 @pytest.fixture(params=NETWORKS)

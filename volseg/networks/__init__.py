@@ -1,7 +1,10 @@
 """One paper, one file. nn.Module only: tensors in, tensors out."""
 
+from volseg.networks.any_channels import AnyChannels
 from volseg.networks.bmsmm_net import BMSMMNet
 from volseg.networks.mfp_deeplabv3plus import MFPDeepLabV3Plus
 from volseg.networks.segmamba import SegMamba
+from volseg.networks.slicewise import SliceWise
+from volseg.networks.spine_unet import SpineUNet
 
-__all__ = ["BMSMMNet", "MFPDeepLabV3Plus", "SegMamba"]
+__all__ = ["AnyChannels", "BMSMMNet", "MFPDeepLabV3Plus", "SegMamba", "SliceWise", "SpineUNet"]
