@@ -99,6 +99,11 @@ def test_one_patient_or_an_undefined_value_has_no_interval(rng):
     assert math.isnan(bootstrap(lambda rows: 1.0, [], rng=rng).value)
 
 
+def test_values_that_are_all_alike_have_no_interval_rather_than_a_certain_one(rng):
+    same = bootstrap(lambda rows: np.ones(3)[rows].mean(), np.arange(3), rng=rng, resamples=50)
+    assert same.value == 1 and math.isnan(same.low) and "all alike" in same.method
+
+
 def test_infinite_values_reach_the_limit_instead_of_becoming_nan(rng):
     hd95 = np.array([1.0, 2.0, 3.0, math.inf])
     result = bootstrap(lambda rows: float(np.median(hd95[rows])), np.arange(4), rng=rng, resamples=400)

@@ -9,6 +9,7 @@ import pytest
 
 from volseg.evaluation.cases import CaseResult, compare_case
 from volseg.evaluation.detection import froc
+from volseg.evaluation.estimate import wilson
 from volseg.evaluation.lesion_summary import froc_band, froc_estimates, summarise_lesions
 from volseg.evaluation.segmentation import patient_calls, summarise_segmentation
 
@@ -64,6 +65,12 @@ def test_the_froc_of_the_summary_is_the_froc_of_detection(cohort, rng):
     assert all(e.low <= e.value <= e.high for e in estimates.values())
     value, low, high = froc_band(cohort, [0.1, 1.0], rng=rng, resamples=200)
     assert value[1] == expected[1.0] and (low <= value).all() and (value <= high).all()
+
+
+def test_a_froc_that_finds_everything_is_not_certain(rng):
+    perfect = [case(name, [(0, 5), (10, 15)], [(0, 5, 0.9), (10, 15, 0.8)]) for name in "abc"]
+    estimates, mean = froc_estimates(perfect, rng=rng, resamples=50)
+    assert estimates[1.0].value == mean.value == 1 and estimates[1.0].low == wilson(3, 3).low == mean.low
 
 
 def test_a_resample_of_the_froc_is_the_froc_of_the_repeated_volumes(cohort):

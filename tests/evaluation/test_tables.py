@@ -122,6 +122,12 @@ def test_table_1_counts_what_is_missing():
         table1([])
 
 
+def test_table_1_does_not_miss_what_cannot_be():
+    records = [{"patient": "p1", "site": "A", "size": 9}, {"patient": "p2", "site": "A", "size": None}]
+    assert [row[0] for row in table1(records).rows] == ["patients", "size, median (quartiles)", "size, not recorded"]
+    assert len(table1(records, not_for_all=["size"]).rows) == 2
+
+
 def test_a_csv_can_be_read_back_and_runs_no_formula():
     table = Table("t", ("a", "b"), (("=1+1", "1, 2"), ("-0.5 (-1 to 0)", 'say "x"')))
     read = list(csv.reader(io.StringIO(table.to_csv())))

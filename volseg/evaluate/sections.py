@@ -160,7 +160,8 @@ def patients_section(patients: Mapping[str, Patient], cases: Sequence[CaseResult
                 "lesion volume, mL": sum(x.volume_mm3 for x in lesions) / 1000 if lesions else None,
             }
         )  # fmt: skip
-    return Section("Patients", (table1(records),))
+    of_diseased = ("lesions per patient with lesions", "largest lesion, mm", "lesion volume, mL")
+    return Section("Patients", (table1(records, not_for_all=of_diseased),))
 
 
 def worst_section(pairs: Sequence[Pair], cases: Sequence[CaseResult]) -> Section:

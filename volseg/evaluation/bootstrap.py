@@ -91,8 +91,9 @@ def bootstrap(
         strata: resampled apart (truth with and without lesion, origin): one entry per row, constant in a patient.
         method: percentile, or BCa (bias-corrected and accelerated, Efron 1987), better for skewed statistics.
 
-    The interval is nan with fewer than two patients, or where more than 5 % of the resamples leave the statistic
-    undefined. Infinite values are ranked, never averaged.
+    The interval is nan with fewer than two patients, where every resample gives the same number (no spread was seen,
+    which is not certainty), or where more than 5 % of the resamples leave the statistic undefined. Infinite values are
+    ranked, never averaged.
     """
     clusters = Clusters.of(patients, strata)
     everything = np.concatenate(clusters.rows) if clusters.rows else np.zeros(0, np.int64)
@@ -101,6 +102,8 @@ def bootstrap(
     if clusters.n < 2 or math.isnan(value):
         return Estimate(value, math.nan, math.nan, clusters.n, unit, name, level)
     drawn = replicates(statistic, clusters, rng=rng, resamples=resamples)
+    if (drawn == drawn[0]).all():
+        return Estimate(value, math.nan, math.nan, clusters.n, unit, f"{name}, all alike", level)
     tails = ((1 - level) / 2, (1 + level) / 2)
     if method == "bca":
         tails = _bca_tails(value, drawn, statistic, clusters, tails)

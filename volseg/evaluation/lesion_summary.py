@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from volseg.evaluation.bootstrap import RESAMPLES, Clusters, bootstrap, clustered_proportion, quantiles, replicates
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.detection import FALSE_POSITIVE_RATES, SIZE_LIMITS_MM, SizeGroup, average_precision
-from volseg.evaluation.estimate import Estimate
+from volseg.evaluation.estimate import Estimate, wilson
 from volseg.evaluation.matching import match_by_score
 
 ANY_OVERLAP = 0.0
@@ -103,7 +103,11 @@ def froc_estimates(
     rates: Sequence[float] = FALSE_POSITIVE_RATES,
     resamples: int = RESAMPLES,
 ) -> tuple[dict[float, Estimate], Estimate]:
-    """Sensitivity at each rate of false positives per volume, and their mean, with intervals over patients."""
+    """Sensitivity at each rate of false positives per volume, and their mean, with intervals over patients.
+
+    Where all or none are found in every resample, Wilson's interval on the number of patients with lesions stands in
+    (see `clustered_proportion`).
+    """
     curve = _FrocOfRows(cases, iou, np.asarray(rates, dtype=np.float64))
     clusters = Clusters.of([case.patient for case in cases], with_and_without_lesions(cases))
     value = curve(np.arange(len(cases)))
@@ -113,6 +117,11 @@ def froc_estimates(
     else:
         drawn = replicates(curve, clusters, rng=rng, resamples=resamples)
         limits = [quantiles(column, (0.025, 0.975)) for column in (*drawn.T, drawn.mean(axis=1))]
+        diseased = len({case.patient for case in cases if case.has_lesions})
+        for n, (low, high) in enumerate(limits):
+            if low == high and low in (0.0, 1.0):
+                bound = wilson(int(low) * diseased, diseased)
+                limits[n] = (bound.low, bound.high)
     estimates = [
         Estimate(float(v), *limit, n=curve.n_lesions, unit="lesions", method=method)
         for v, limit in zip((*value, value.mean()), limits, strict=True)

@@ -124,7 +124,7 @@ def patient_table(summary: SegmentationSummary) -> Table:
     return Table(
         "Any lesion, per patient",
         ("figure", "value (95 % interval)", "n"),
-        tuple((key, *cells(estimate)) for key, estimate in summary.patients.items()),
+        tuple(("AUC" if key == "auc" else key, *cells(estimate)) for key, estimate in summary.patients.items()),
         "A patient is called positive if any lesion is predicted; the score of the AUC is that of the surest lesion.",
     )
 
@@ -195,11 +195,18 @@ def subgroup_table(groups: Sequence[Subgroup], title: str = "Subgroups") -> Tabl
     )
 
 
-def table1(records: Sequence[Mapping[str, Any]], *, by: str = "site", title: str = "Table 1. Patients") -> Table:
+def table1(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    by: str = "site",
+    title: str = "Table 1. Patients",
+    not_for_all: Sequence[str] = (),
+) -> Table:
     """Who was studied: one column per value of `by`. A record is a patient: column name -> number, text or None.
 
     A column that holds numbers only is given as median (quartiles), any other as counts (%). What is missing is
-    counted, never left out in silence.
+    counted, never left out in silence; only for columns in `not_for_all` (the size of a lesion) None means that there
+    is nothing to record.
     """
     if not records:
         raise ValueError("no patient to describe")
@@ -213,7 +220,7 @@ def table1(records: Sequence[Mapping[str, Any]], *, by: str = "site", title: str
             continue
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in present):
             rows.append((f"{variable}, median (quartiles)", *(_quartiles(values[g]) for g in groups)))
-            if any(_absent(v) for column in values.values() for v in column):
+            if variable not in not_for_all and any(_absent(v) for column in values.values() for v in column):
                 rows.append((f"{variable}, {MISSING}", *(str(sum(map(_absent, values[g]))) for g in groups)))
         else:
             for value in sorted({_word(v) for column in values.values() for v in column}):
