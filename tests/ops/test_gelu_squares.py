@@ -1,0 +1,50 @@
+"""GELU with its sums of squares against the two steps it joins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from volseg.ops import gelu_squares as module
+from volseg.ops.gelu_squares import gelu_squares, gelu_squares_reference
+
+
+def maps(dtype=torch.float64, shape=(2, 50, 12)) -> torch.Tensor:
+    return (2 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(dtype)
+
+
+@pytest.fixture(params=[60, 2**18])
+def pieces(request, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", request.param)  # five rows at once, or all
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+def test_values_and_gradients_are_those_of_the_two_steps(dtype, digits, pieces):
+    seeds = maps(dtype).flip(1), maps(torch.float64, (2, 12)).to(torch.promote_types(dtype, torch.float32))
+    results = []
+    for function in (gelu_squares, gelu_squares_reference):
+        h = maps(dtype).requires_grad_()
+        y, squares = function(h)
+        assert y.dtype == dtype and squares.dtype == seeds[1].dtype
+        results.append([y, squares, torch.autograd.grad((y, squares), h, seeds)[0]])
+    for a, b in zip(*results, strict=True):
+        assert a.shape == b.shape
+        assert (a.double() - b.double()).norm() <= digits * b.double().norm()
+
+
+def test_gradcheck(pieces):
+    assert torch.autograd.gradcheck(gelu_squares, maps(shape=(2, 7, 3)).requires_grad_())
+
+
+def test_without_gradients_the_input_becomes_the_output():
+    h = maps(torch.float32)
+    expected = gelu_squares_reference(h.clone())
+    y, squares = gelu_squares(h)
+    assert y.data_ptr() == h.data_ptr()
+    torch.testing.assert_close((y, squares), expected)
+
+
+def test_squares_of_bfloat16_are_summed_in_float32():
+    # 100,000 ones would stop at 256 in bfloat16.
+    h = torch.full((1, 100_000, 1), 10.0, dtype=torch.bfloat16)
+    assert gelu_squares(h)[1].item() == pytest.approx(100_000 * 100, rel=1e-5)
