@@ -187,7 +187,9 @@ def _evaluation_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
                          help="patients.csv: patient, site, and as known origin, age, sex, scanner, split")  # fmt: skip
     figures.add_argument("--iou", type=_fraction, default=0.1, metavar="F",
                          help="from which overlap a lesion counts as found (default: 0.1)")  # fmt: skip
-    figures.add_argument("--tolerance-mm", type=float, default=2.0, metavar="MM", help="of the NSD (default: 2)")
+    figures.add_argument(
+        "--tolerance-mm", type=_not_negative, default=2.0, metavar="MM", help="of the NSD (default: 2)"
+    )
     figures.add_argument("--labels", choices=("auto", "mask", "instances"), default="auto",
                          help="instances: values number lesions; mask: number 26-connected parts; auto: instances "
                          "where there are two or more values (default)")  # fmt: skip
@@ -236,7 +238,7 @@ def _evaluation_parsers(commands: Any, common: argparse.ArgumentParser) -> None:
     validate.add_argument("--bundle", help="bundle name or folder (default: the bone CT SegMamba)")
     validate.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
     validate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
-    validate.add_argument("--false-positives", type=float, default=2.0, metavar="N",
+    validate.add_argument("--false-positives", type=_not_negative, default=2.0, metavar="N",
                           help="per volume, at which the lesion score is frozen (default: 2)")  # fmt: skip
     validate.add_argument("-o", "--out", type=Path, default=Path("validation"), help="folder (default: validation)")
     validate.set_defaults(run=_validate, overlap=None, all_windows=False, precision=None)
@@ -499,6 +501,13 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1)")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
     return value
 
 

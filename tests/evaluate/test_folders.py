@@ -139,6 +139,23 @@ def test_folders_that_cannot_be_evaluated_get_one_line(cohort, change, code, cap
 
 
 @pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("{ cut off", "JSONDecodeError"),
+        ("[]", "AttributeError"),
+        ('{"lesions": [{"score": 1}]}', "KeyError"),
+        ('{"lesions": [{"id": 1, "score": 1}, {"id": 1, "score": 2}]}', "two lesions of one number"),
+        ('{"lesions": []}', "no score for lesion 1"),
+    ],
+)
+def test_a_result_that_is_not_what_predict_writes_is_named(cohort, text, word):
+    (cohort / "pred/p2/result.json").write_text(text)
+    with pytest.raises(InputError) as refusal:
+        pairs_and_cases(cohort)
+    assert "p2: " in str(refusal.value) and word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
     ("voxels", "code"),
     [
         (np.full(SHAPE, 0.5, np.float32) * block(2), "mask-not-whole"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from volseg.errors import InputError
-from volseg.evaluate.pairs import Pair
+from volseg.evaluate.pairs import Pair, read_result
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.external import Level, Predictions
 from volseg.evaluation.matching import match_optimally
@@ -38,10 +37,12 @@ def origin_predictions(
     for pair, case in zip(pairs, cases, strict=True):
         if pair.result is None or not patients[pair.patient].origin:
             continue
-        document = json.loads(pair.result.read_text(encoding="utf-8"))
+        document = read_result(pair.result)
         origin = document.get("origin")
         if not origin:
             continue
+        if origin.get("threshold") is None:
+            raise InputError("threshold-missing", f"{pair.case}: its result answers the origin without a threshold")
         thresholds.add(float(origin["threshold"]))
         of_patient.setdefault(pair.patient, [])
         if not origin.get("from_prior") and origin.get("p_lung") is not None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from volseg import __version__
 from volseg.errors import InputError, VolsegError
-from volseg.evaluate.pairs import Pair
+from volseg.evaluate.pairs import Pair, read_result
 from volseg.evaluation.bootstrap import RESAMPLES
 from volseg.evaluation.cases import CaseResult, Labels, as_instances, compare_case
 from volseg.evaluation.figures import Shadow
@@ -114,6 +114,9 @@ def _compare(pair: Pair, kept: Path, options: EvaluateOptions) -> CaseResult:
     if differs:
         raise InputError("grid-differs", f"the prediction is not on the truth's grid: {differs}")
     scores = _scores(pair)
+    unscored = [] if scores is None else sorted(set(np.unique(predicted.voxels).tolist()) - {0} - set(scores))
+    if unscored:
+        raise InputError("scores-missing", f"result.json has no score for lesion {unscored[0]} of the mask")
     case = compare_case(
         as_instances(predicted.voxels, "instances" if scores is not None else options.labels),
         as_instances(truth.voxels, options.labels),
@@ -144,13 +147,17 @@ def _scores(pair: Pair) -> dict[int, float] | None:
     """Scores by lesion id from result.json; None where there is none."""
     if pair.result is None:
         return None
-    document = json.loads(pair.result.read_text(encoding="utf-8"))
-    return {int(lesion["id"]): float(lesion["score"]) for lesion in document["lesions"]}
+    return {
+        int(lesion["id"]): float(lesion["score"])
+        for lesion in read_result(pair.result).get("lesions", [])
+        if lesion.get("score") is not None
+    }
 
 
 def _kinds(pair: Pair) -> dict[int, str]:
     """Kinds by lesion id from what `volseg synth` wrote beside the labels."""
     if pair.parameters is None:
         return {}
-    document = json.loads(pair.parameters.read_text(encoding="utf-8"))
-    return {int(lesion["id"]): str(lesion.get("kind", "")) for lesion in document.get("lesions", [])}
+    return {
+        int(lesion["id"]): str(lesion.get("kind", "")) for lesion in read_result(pair.parameters).get("lesions", [])
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import scipy
 from volseg import __version__
 from volseg.evaluate.compare import EvaluateOptions
 from volseg.evaluate.freeze import ValidateOptions
-from volseg.evaluate.pairs import Pair
+from volseg.evaluate.pairs import Pair, read_result
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.checklists import checklist_tables, fill_checklists
 from volseg.evaluation.external import ExternalValidation
@@ -118,7 +117,7 @@ def _model(pairs: Sequence[Pair]) -> str:
     found = set()
     for pair in pairs:
         if pair.result is not None:
-            made_by = json.loads(pair.result.read_text(encoding="utf-8")).get("provenance", {})
+            made_by = read_result(pair.result).get("provenance", {})
             name = " ".join(str(made_by[key]) for key in ("bundle", "bundle_version") if made_by.get(key))
             weights = str(made_by.get("weights_sha256", ""))[:12] or "not recorded"
             found.add(f"{name or 'bundle not recorded'}, weights {weights}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from volseg.errors import InputError, UsageError
 from volseg.evaluate.compare import EvaluateOptions
-from volseg.evaluate.pairs import Pair
+from volseg.evaluate.pairs import Pair, read_result
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.detection import froc
 from volseg.evaluation.external import FrozenRule, Predictions, freeze
@@ -88,8 +88,7 @@ def weights_of(pairs: Sequence[Pair]) -> str:
     found = set()
     for pair in pairs:
         if pair.result is not None:
-            document = json.loads(pair.result.read_text(encoding="utf-8"))
-            found.add(str(document.get("provenance", {}).get("weights_sha256", "")))
+            found.add(str(read_result(pair.result).get("provenance", {}).get("weights_sha256", "")))
     if len(found) > 1:
         raise InputError(
             "weights-differ", f"the results come from {len(found)} different weights; predict all with one"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from volseg.errors import InputError
 from volseg.io.cohort import Patient, Problem, one_line, patient_of, read_patients
@@ -72,6 +74,20 @@ def read_patients_strictly(path: Path) -> dict[str, Patient]:
     if problems:
         raise InputError("patients-refused", one_line(problems))
     return patients
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result.json (or a case's parameters); InputError("result-unreadable") where it is not what predict writes."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        lesions = document.get("lesions", [])
+        numbered = {int(lesion["id"]) for lesion in lesions}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        where = f"{path.parent.name}/{path.name}"
+        raise InputError("result-unreadable", f"{where}: {type(error).__name__} ({error}); write it again") from error
+    if len(numbered) != len(lesions):
+        raise InputError("result-unreadable", f"{path.parent.name}/{path.name}: two lesions of one number")
+    return dict(document)
 
 
 def find_predictions(folder: Path) -> dict[str, tuple[Path, Path | None]]:
