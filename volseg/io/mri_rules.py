@@ -76,7 +76,7 @@ NONE_OF_OURS = (
     ("a projection", r"\bmip\b|\bmpr proj|\bminip\b"),
     ("a map", r"\bmap\b|\bt[12]map|\bmapit|\bfat ?frac|\bpdff\b|\bquant|\bperf|\bdce\b|\bttp\b|\brcbv\b"),
     ("an angiogram or flow study", r"\btof\b|\bmra\b|\bangio|\bflow\b|\bcine\b|\bpc ?mr"),
-    ("a myelogram or steady-state sequence", r"\bmyel|\bciss\b|\bfiesta|\bbffe\b|\bb ?ffe\b|\btrufi|\bbalanced\b"),
+    ("a myelogram or steady-state sequence", r"\bmyel|\bciss|\bfiesta|\bbffe\b|\bb ?ffe\b|\btrufi|\bbalanced\b"),
     ("T2*, a gradient echo", r"t2 ?\*|t2s\b|t2 ?star|\bmedic\b|\bmerge\b|\bswi\b|\bswan\b|\bt2 ?(?:w )?(?:gre|ffe)\b"),
     ("an opposed-phase, in-phase or fat image", r"\bopp|\bout ?(?:of )?phase|\bin ?phase|\bfat\b(?! ?(?:sat|sup))"),
     ("spectroscopy", r"\bmrs\b|\bspectro|\bpress\b"),

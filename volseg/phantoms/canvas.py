@@ -59,7 +59,9 @@ def tube(points: NDArray, radius: float, flatten: Point = (1.0, 1.0, 1.0)) -> li
 class Canvas:
     """What is drawn, on one grid whose voxel centers are x, y, z in RAS+ mm.
 
-    `hu` and `bone_depth_mm` (X, Y, Z); `marrow_hu` the marrow's mean where bone is; `dense` 0..1 where bone is solid.
+    `hu` and `bone_depth_mm` (X, Y, Z); `plain_hu` is what was painted last without its texture, which tells the tissue
+    to other scanners (`volseg.phantoms.mri`); `marrow_hu` the marrow's mean where bone is; `dense` 0..1 where bone is
+    solid.
     """
 
     x: NDArray
@@ -67,6 +69,7 @@ class Canvas:
     z: NDArray
     rng: np.random.Generator
     hu: NDArray[np.float32] = field(init=False)
+    plain_hu: NDArray[np.float32] = field(init=False)
     bone_depth_mm: NDArray[np.float32] = field(init=False)
     marrow_hu: NDArray[np.float32] = field(init=False)
     dense: NDArray[np.float32] = field(init=False)
@@ -74,6 +77,7 @@ class Canvas:
     def __post_init__(self) -> None:
         shape = (self.x.size, self.y.size, self.z.size)
         self.hu = np.full(shape, -1000, np.float32)
+        self.plain_hu = self.hu.copy()
         self.bone_depth_mm = np.full(shape, -FAR_MM, np.float32)
         self.marrow_hu = np.full(shape, 150, np.float32)
         self.dense = np.zeros(shape, np.float32)
@@ -109,6 +113,7 @@ class Canvas:
         if texture_hu:
             value = hu + texture_hu * smooth_noise(cover.shape, self.spacing_mm, 5.0, self.rng)
         self.hu[slices] += (cover * (value - self.hu[slices])).astype(np.float32)
+        self.plain_hu[slices][cover > 0.5] = hu
 
     def bone(
         self,

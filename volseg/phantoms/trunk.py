@@ -20,6 +20,7 @@ def draw_body(canvas: Canvas, half_x: float, half_y: float) -> None:
         depth = (1 - np.sqrt((x / a) ** 2 + (y / b) ** 2)) * min(half_x, half_y)
         cover = canvas.cover(depth)
         canvas.hu += (cover * (hu - canvas.hu)).astype(np.float32)
+        canvas.plain_hu[np.broadcast_to(cover > 0.5, canvas.hu.shape)] = hu
 
 
 def draw_back_muscles(canvas: Canvas, levels: list[Level], half_y: float, *, psoas: bool) -> None:
