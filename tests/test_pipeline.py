@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,8 @@ from volseg.errors import InputError, UsageError
 from volseg.inference.bundle import find_bundle, load_bundle
 from volseg.pipeline import OutputOptions, analyse_study, write_results
 from volseg.types import Study, Volume
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -111,3 +114,23 @@ def test_a_study_without_ct_is_refused(bright_bundle):
     study = Study(name="mr", volumes={"MR": Volume(np.zeros((4, 4, 4)), np.eye(4), channel="MR")})
     with pytest.raises(InputError, match="wrong-modality"):
         analyse_study(study, bundle)
+
+
+def test_a_bundle_that_carries_a_head_answers_where_the_tumour_came_from(bright_bundle, bone_block, tmp_path):
+    hu, affine, _ = bone_block
+    carrier = REPOSITORY / "bundles" / "bone_ct_mask_rcnn_detection" / "configs" / "metadata.json"
+    heads = {key: value for key, value in json.loads(carrier.read_text()).items() if key.startswith("origin")}
+    assert heads.keys() == {"origin", "origin_clinical"}
+    path = bright_bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | heads))
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
+    result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
+    assert result.origin is not None and not result.origin.from_prior
+    assert 0 < result.origin.p_lung < 1 and 0 < result.lesions[0].p_lung < 1
+    assert result.origin.clinical_p_lung is not None
+    folder = write_results(result, tmp_path / "block")
+    document = json.loads((folder / "result.json").read_text())
+    assert document["origin"]["p_lung"] == pytest.approx(result.origin.p_lung)
+    assert "p_lung" in next(csv.reader((folder / "lesions.csv").open()))
+    empty = analyse_study(Study(name="empty", volumes={"CT": Volume(np.where(hu > 700, 150, hu), affine)}), bundle)
+    assert empty.lesions == () and empty.origin.from_prior and empty.origin.verdict == "no lesion"
