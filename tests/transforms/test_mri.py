@@ -159,6 +159,13 @@ def test_registration_finds_a_known_motion_between_unlike_contrasts() -> None:
     assert refusal.value.code == "registration-diverged"
 
 
+def test_what_finds_nothing_clearly_better_leaves_the_headers_alone() -> None:
+    fixed, moving = patient(grid()), patient(grid(), inverted=True, channel="T2")
+    moved, report = register_rigid(moving, fixed)
+    assert torch.equal(moved.affine, moving.affine) and np.array_equal(report.matrix, np.eye(4))
+    assert report.distance_mm == 0 and "left at the headers' positions" in report.line
+
+
 def test_series_that_do_not_meet_are_not_registered() -> None:
     with pytest.raises(InputError, match="mm lie between them"):
         register_rigid(patient(grid(position=(0, 0, 200)), channel="T2"), patient(grid()))

@@ -1,7 +1,7 @@
 """One MR series moved rigidly onto another by mutual information (Mattes et al. 2003, SimpleITK), with a report.
 
-The header is right until shown otherwise: a registration that diverges is refused, one that finds nothing better than
-the header leaves it alone. Moving means a new affine; no voxel is interpolated here.
+The header is right until shown otherwise: a registration that diverges is refused, one that finds nothing clearly
+better than the header leaves it alone. Moving means a new affine; no voxel is interpolated here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from volseg.transforms.mri_itk import as_itk, flipped, rigid_matrix_ras
 
 _SEED = 20261121
 _BINS = 32
+# On phantoms (three seeds, 2026-11-21) answers within 1.3 mm of the truth raised the mutual information by half or
+# more, the two that were 3 and 4 mm off (T2 onto T1) by 14 and 21 %. Below this gain the headers stay.
+LEAST_GAIN = 1.25
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,13 @@ def register_rigid(
         starts: dict[tuple[float, ...], None] = dict.fromkeys(
             [(0.0, 0.0, 0.0), _best_shift(fixed_itk, moving_itk, middle)]
         )
-        ends = [_descend(fixed_itk, moving_itk, _transform(middle, start)) for start in starts]
+        # Smoothing carries over gaps of several mm, but with bright fluid it also led away from the right place (a T2
+        # phantom, 2026-11): both ways are gone, the information at full resolution decides.
+        ends = [
+            _descend(fixed_itk, moving_itk, _transform(middle, start), sigmas)
+            for start in starts
+            for sigmas in ([2.0, 1.0, 0.0], [0.0])
+        ]
         after, end = max(((_information(fixed_itk, moving_itk, e), e) for e in ends), key=lambda pair: pair[0])
     except RuntimeError as e:
         raise InputError(
@@ -87,8 +96,8 @@ def register_rigid(
             f"{both}: it came to {told}, over {allowed.shift_mm:g} mm or {allowed.rotation_degrees:g}°; use the "
             "headers' positions, or check that both show one patient",
         )
-    if after <= before:
-        line = f"{both}: nothing better than the headers' positions (mutual information {before:.3f})"
+    if after < LEAST_GAIN * before:
+        line = f"{both}: left at the headers' positions; the best found was {told}, {before:.3f} -> {after:.3f}"
         return moving, Registration(np.eye(4), (0.0, 0.0, 0.0), 0.0, (before, before), line)
     out = MetaTensor(moving.as_tensor(), meta=dict(moving.meta), applied_operations=list(moving.applied_operations))
     out.affine = torch.from_numpy(matrix @ moving.affine.cpu().numpy().astype(np.float64))
@@ -137,13 +146,14 @@ def _best_shift(fixed: SimpleITK.Image, moving: SimpleITK.Image, middle: np.ndar
 
 
 def _descend(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, transform: SimpleITK.Euler3DTransform
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, transform: SimpleITK.Euler3DTransform, sigmas_mm: list[float]
 ) -> SimpleITK.Euler3DTransform:
     method = _metric(fixed, 40_000)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 0.01, 120, 0.6, 1e-5)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([3, 2, 1])
-    method.SetSmoothingSigmasPerLevel([3.0, 1.5, 0.0])
+    # No shrinking: slices are few, and the number of samples is the cost.
+    method.SetShrinkFactorsPerLevel([1] * len(sigmas_mm))
+    method.SetSmoothingSigmasPerLevel(sigmas_mm)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(fixed, moving)
