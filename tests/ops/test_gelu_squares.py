@@ -18,8 +18,16 @@ def pieces(request, monkeypatch):
     monkeypatch.setattr(module, "PIECE", request.param)  # five rows at once, or all
 
 
+@pytest.fixture(params=["numba", "plain"])
+def road(request, monkeypatch):
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(module, "installed", lambda _: False)
+
+
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
-def test_values_and_gradients_are_those_of_the_two_steps(dtype, digits, pieces):
+def test_values_and_gradients_are_those_of_the_two_steps(dtype, digits, pieces, road):
     seeds = maps(dtype).flip(1), maps(torch.float64, (2, 12)).to(torch.promote_types(dtype, torch.float32))
     results = []
     for function in (gelu_squares, gelu_squares_reference):
@@ -36,7 +44,41 @@ def test_gradcheck(pieces):
     assert torch.autograd.gradcheck(gelu_squares, maps(shape=(2, 7, 3)).requires_grad_())
 
 
-def test_without_gradients_the_input_becomes_the_output():
+def test_the_compiled_function_and_slope_are_exact_to_float32_on_the_whole_line():
+    pytest.importorskip("numba")
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, 1e-30, -1e-30, 90.0, -90.0, 1e4, -1e4])])
+    exact, given = x.double().requires_grad_(), x.clone().requires_grad_()
+    expected, y = torch.nn.functional.gelu(exact), gelu_squares(given[None, :, None])[0][0, :, 0]
+    slope, expected_slope = torch.autograd.grad(y.sum(), given)[0], torch.autograd.grad(expected.sum(), exact)[0]
+    digits = 4e-7 * (1 + x.double().abs())
+    assert ((y - expected).abs() < digits).all()
+    assert ((slope - expected_slope).abs() < 1e-6).all()
+
+
+def test_not_a_number_stays_one():
+    pytest.importorskip("numba")
+    h = torch.tensor([[[float("nan")], [1.0]]], requires_grad=True)
+    y, squares = gelu_squares(h)
+    assert y.isnan().flatten().tolist() == [True, False] and squares.isnan().all()
+    y.sum().backward()
+    assert h.grad.isnan().flatten().tolist() == [True, False]
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 60)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            h = maps(torch.float32).requires_grad_()
+            y, squares = gelu_squares(h)
+            found.append((y, squares, torch.autograd.grad((y, squares), h, (y.detach(), squares.detach()))[0]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_without_gradients_the_input_becomes_the_output(road):
     h = maps(torch.float32)
     expected = gelu_squares_reference(h.clone())
     y, squares = gelu_squares(h)
@@ -44,7 +86,7 @@ def test_without_gradients_the_input_becomes_the_output():
     torch.testing.assert_close((y, squares), expected)
 
 
-def test_squares_of_bfloat16_are_summed_in_float32():
+def test_squares_of_bfloat16_are_summed_in_float32(road):
     # 100,000 ones would stop at 256 in bfloat16.
     h = torch.full((1, 100_000, 1), 10.0, dtype=torch.bfloat16)
     assert gelu_squares(h)[1].item() == pytest.approx(100_000 * 100, rel=1e-5)
