@@ -46,6 +46,7 @@ bench: $(READY) ## every speed and memory ratio: kernels, network, engine, growt
 
 bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes (needs ../shared; minutes)
 	$(BIN)/python tests/benchmarks/bench_lesions.py
+	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bone_ct_mask_rcnn_detection
 
 bench-resample: $(READY) ## volseg's resampling against MONAI's on a chest-sized volume (minutes)
 	$(BIN)/python tests/benchmarks/bench_resample.py
