@@ -128,7 +128,8 @@ class SegMamba(nn.Module):
         x = self.bottom(maps[-1])
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)
-        return self.out(self.last(x))
+        out = self.out.conv.conv
+        return conv3d_1x1x1(self.last(x), out.weight, out.bias)
 
 
 def _bfloat16_spoils_gradients(x: Tensor) -> bool:
