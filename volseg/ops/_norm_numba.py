@@ -1,4 +1,4 @@
-"""Instance norm, residual and activation in two passes over the memory instead of five, and their gradient. Arrays only.
+"""Instance norm, residual and activation in two passes over the memory instead of five, and the gradient. Arrays only.
 
 Rows are channels of one batch item, (rows, voxels). Moments are taken piece by piece in the first-level cache, twice
 over each piece, and put together in float64 (Chan, Golub & LeVeque 1983): as exact as the two-pass formula. Rows may be
@@ -66,9 +66,7 @@ def normalise(y, n, mean, scale, slope, other, other_mean, other_scale, out, fir
     for row in range(first, last):
         for start in range(row * n, (row + 1) * n, PIECE):
             size = min(PIECE, (row + 1) * n - start)
-            _before_activation(
-                y, start, size, mean[row], scale[row], other, other_mean[row], other_scale[row], values
-            )
+            _before_activation(y, start, size, mean[row], scale[row], other, other_mean[row], other_scale[row], values)
             target = out[start : start + size]
             for i in range(size):
                 write(target, i, max(values[i], values[i] * slope))
@@ -103,9 +101,7 @@ def _through_norm(slopes, size, y, start, mean, scale, alone, product, dy):
 
 
 @_compiled
-def gradients(
-    dout, y, n, mean, scale, slope, other, other_mean, other_scale, other_normed, dy, dother, first, last
-):
+def gradients(dout, y, n, mean, scale, slope, other, other_mean, other_scale, other_normed, dy, dother, first, last):
     """Of `normalise` in y and other, for rows first..last; all arrays flat, dother empty where other is.
 
     Two passes: the sums a norm's gradient takes away, then the gradients. The values before the activation are
