@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from volseg.ops import conv3d
+from volseg.ops._winograd_cpu import winograd, winograd_weight
 from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
 
 pytest.importorskip("numba")
@@ -50,6 +51,55 @@ def test_float32_through_the_front_door_is_within_rounding(threads):
         assert (y - exact).abs().max() < 3e-6 * exact.abs().max()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("cin", "cout"), [(1, 1), (9, 17), (25, 35), (50, 52), (16, 100)])
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 4, 33), (3, 2, 97)])
+def test_weight_gradient_equals_torchs_for_any_number_of_channels(cin, cout, size, threads):
+    torch.manual_seed(0)
+    x, dy = torch.randn(2, cin, *size, dtype=torch.float64), torch.randn(2, cout, *size, dtype=torch.float64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        ours = winograd_weight(x, dy)
+    finally:
+        torch.set_num_threads(before)
+    exact = torch.nn.grad.conv3d_weight(x, (cout, cin, 3, 3, 3), dy, padding=1)
+    assert (ours - exact).abs().max() < 1e-11 * max(1, float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradient_is_within_rounding(dtype):
+    torch.manual_seed(0)
+    # A mean makes the sum over the voxels large: what is added one by one would lose digits.
+    x, dy = (torch.randn(2, 18, 33, 34, 35) + 1).to(dtype), (torch.randn(2, 20, 33, 34, 35) + 1).to(dtype)
+    ours = winograd_weight(x, dy)
+    exact = torch.nn.grad.conv3d_weight(x.double(), (20, 18, 3, 3, 3), dy.double(), padding=1)
+    assert ours.dtype == torch.float32
+    assert (ours - exact).abs().max() < 5e-6 * exact.abs().max()
+
+
+def test_training_through_the_front_door_uses_the_compiled_weight_gradient(monkeypatch):
+    x, also, weight, bias = (t.detach().requires_grad_() for t in tensors((16, 16, 18), 16, 16, 20, torch.float32))
+    calls, original = [], conv3d.winograd_weight
+    monkeypatch.setattr(conv3d, "winograd_weight", lambda *a: calls.append(1) or original(*a))
+    given, doubled = [x, also, weight, bias], [t.detach().double().requires_grad_() for t in (x, also, weight, bias)]
+    seed = torch.randn(2, 20, 16, 16, 18)
+    ours = torch.autograd.grad(conv3d_3x3x3(x, weight, bias, also=also), given, seed)
+    plain = F.conv3d(torch.cat(doubled[:2], 1), *doubled[2:], padding=1)
+    assert len(calls) == 2, "once for each input"
+    for a, e in zip(ours, torch.autograd.grad(plain, doubled, seed.double()), strict=True):
+        assert (a - e).abs().max() < 1e-5 * e.abs().max()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_weights_are_transformed_anew_after_they_changed(turned):
+    x, weight = torch.randn(1, 8, 4, 4, 32), torch.randn(8, 8, 3, 3, 3)
+    for _ in range(2):
+        kernel = weight.transpose(0, 1).flip(2, 3, 4) if turned else weight
+        assert torch.allclose(winograd(x, None, weight, None, turned=turned), F.conv3d(x, kernel, padding=1), atol=1e-4)
+        weight.data.add_(torch.randn_like(weight))  # what no version counter sees
 
 
 needs_bfloat16 = pytest.mark.skipif(not conv3d._multiplies_bfloat16(), reason="this CPU does not multiply bfloat16")

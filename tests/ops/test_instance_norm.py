@@ -53,3 +53,40 @@ def test_in_inference_it_works_in_place_and_in_training_it_does_not(monkeypatch)
     monkeypatch.setattr(instance_norm, "installed", lambda _: False)
     with torch.inference_mode():
         assert instance_norm_act(y, 0.0).data_ptr() != y.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 2), (2, 3, 5, 4, 7), (1, 2, 20, 21, 22)])
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("kind", ["alone", "added", "normalised"])
+def test_gradients_equal_torchs_in_every_form(dtype, shape, slope, kind, monkeypatch):
+    torch.manual_seed(0)
+    y, residual = (3 * torch.randn(shape) + 4).to(dtype), (torch.randn(shape) - 2).to(dtype)
+    given = [t.requires_grad_() for t in ([y] if kind == "alone" else [y, residual])]
+    doubled = [t.detach().double().requires_grad_() for t in given]
+    calls, original = [], instance_norm._forward
+    monkeypatch.setattr(instance_norm, "_forward", lambda *a: calls.append(1) or original(*a))
+    out = instance_norm_act(
+        y, slope, residual=residual if kind != "alone" else None, normalise_residual=kind == "normalised"
+    )
+    assert calls, "the compiled kernel was not used"
+    expected = plain(doubled[0], slope, *doubled[1:], normalise_residual=kind == "normalised")
+    seed = torch.randn(shape).to(dtype)
+    ours, exact = torch.autograd.grad(out, given, seed), torch.autograd.grad(expected, doubled, seed.double())
+    # Two voxels leave a gradient of nearly 0, a difference of large numbers.
+    tolerance = (1e-5 if dtype == torch.float32 else 1e-2) * max(1, float(exact[0].abs().max()))
+    for a, e in zip(ours, exact, strict=True):
+        assert a.dtype == dtype
+        assert (a - e).abs().max() < tolerance
+
+
+def test_a_gradient_need_not_be_contiguous_nor_of_one_type():
+    y, residual = torch.randn(1, 2, 4, 5, 6), torch.randn(1, 2, 4, 5, 6)
+    half = y.bfloat16().requires_grad_()
+    out = instance_norm_act(half, 0.01, residual=residual)
+    assert out.dtype == torch.float32
+    seed = torch.randn(1, 2, 6, 5, 4).transpose(2, 4)
+    exact = half.detach().double().requires_grad_()
+    plain(exact, 0.01, residual).backward(seed.double())
+    out.backward(seed)
+    assert (half.grad - exact.grad).abs().max() < 2e-2

@@ -129,4 +129,5 @@ class SegMamba(nn.Module):
         x = self.bottom(maps[-1])
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)
-        return self.out(self.last(x))
+        out = self.out.conv.conv
+        return conv3d_1x1x1(self.last(x), out.weight, out.bias)

@@ -47,7 +47,7 @@ def convolve(xa, xb, weights, bias, y, batch, first, last):
     """Fill blocks first..last of 48 tiles of one batch item of y (B, Cout, X, Y, Z), padded with zeros.
 
     The input is xa (B, Ca, X, Y, Z) and, as further channels, xb (B, Cb, X, Y, Z), Cb >= 0: a concatenation that is
-    never made. `weights` as `transformed_weights` lays them out; everything float32 or everything float64.
+    never made. `weights` as `_winograd_weights.py` lays them out; everything float32 or everything float64.
     """
     ca, cb, cout, shape = xa.shape[1], xb.shape[1], y.shape[1], y.shape[2:]
     volume = shape[0] * shape[1] * shape[2]
@@ -74,7 +74,7 @@ def convolve(xa, xb, weights, bias, y, batch, first, last):
 
 @_compiled
 def convolve_bfloat16(xa, xb, weights, bias, y, batch, first, last):
-    """`convolve` for bfloat16 bits (int16) in xa, xb and y, `weights` as `paired_weights` makes them, bias float32.
+    """`convolve` for bfloat16 bits (int16) in xa, xb and y, `weights` in pairs of channels (`pair`), bias float32.
 
     Transforms and sums are float32; what is multiplied is rounded to bfloat16. Ca is even.
     """
@@ -109,23 +109,3 @@ def convolve_bfloat16(xa, xb, weights, bias, y, batch, first, last):
 def blocks(shape: tuple[int, ...]) -> int:
     """How many blocks one batch item of (X, Y, Z) voxels is cut into."""
     return -(-int(_runs(shape)) // VECTORS)
-
-
-def transformed_weights(weight: np.ndarray) -> np.ndarray:
-    """(Cout, Cin, 3, 3, 3) -> (64, ceil(Cout / 8), Cin, 8): G along every axis, output channels padded with zeros."""
-    g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=weight.dtype)
-    cout, cin = weight.shape[:2]
-    points = np.ascontiguousarray(weight)
-    for _ in range(3):  # G along the last axis, which then becomes the first of the four
-        points = np.moveaxis(points @ g.T, -1, 2)
-    points = points.transpose(2, 3, 4, 0, 1).reshape(POINTS, cout, cin)
-    points = np.pad(points, ((0, 0), (0, -cout % ROWS), (0, 0))).reshape(POINTS, -1, ROWS, cin)
-    return np.ascontiguousarray(points.transpose(0, 1, 3, 2))
-
-
-def paired_weights(transformed: np.ndarray) -> np.ndarray:
-    """(64, groups, Cin, 8) float32 -> (64, groups, ceil(Cin / 2), 8) int32: channels 2k and 2k + 1 as bfloat16."""
-    even = np.pad(transformed, ((0, 0), (0, 0), (0, transformed.shape[2] % 2), (0, 0)))
-    bits = even.view(np.uint32)
-    upper = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.ascontiguousarray(upper[:, :, 0::2] | (upper[:, :, 1::2] << np.uint32(16))).view(np.int32)

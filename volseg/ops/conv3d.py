@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volseg.ops._arrays import array
-from volseg.ops.cpu_tasks import even_ranges, run_tasks
+from volseg.ops._winograd_cpu import winograd, winograd_weight
 from volseg.ops.installed import installed
 
 # Below these, oneDNN's direct convolution is as fast (2 cores with AVX-512, 2026-11).
 LEAST_CHANNELS, LEAST_VOXELS = 16, 16**3
-# Tasks per thread: some blocks sit at a border and are cheaper.
-SHARES = 4
 
 
 def conv3d_3x3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also: Tensor | None = None) -> Tensor:
@@ -25,8 +22,9 @@ def conv3d_3x3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     x (B, Ca, X, Y, Z), also (B, Cb, X, Y, Z), weight (Cout, Ca + Cb, 3, 3, 3), bias (Cout,) -> (B, Cout, X, Y, Z).
     On the CPU Winograd's algorithm runs (`_winograd_numba.py`; at 48 channels 2.3 times as fast as oneDNN's direct
     convolution in float32 and 2.2 times in bfloat16): in float32 (values within 1e-6 of the largest), and in inference
-    in bfloat16 where the CPU multiplies it (values within 1e-2 of the largest, twice oneDNN's rounding). Everything
-    else, and where numba is missing, takes torch's own.
+    in bfloat16 where the CPU multiplies it (values within 1e-2 of the largest, three times oneDNN's rounding). Both
+    gradients are Winograd's too. Everything else, and where numba is missing, takes torch's own: so does training in
+    bfloat16, where oneDNN rounds less and at 16 to 64 channels is the faster (2026-11).
     """
     dtype = _winograd_type(x, weight, also)
     if dtype is None:
@@ -94,18 +92,13 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, also, weight = ctx.saved_tensors
         dy = dy.contiguous()
-        # The gradient of the input is a convolution too: channels exchanged, kernel turned round.
-        turned = weight.transpose(0, 1).flip(2, 3, 4)
         parts, gradients, first = [x] if also is None else [x, also], [], 0
         for i, part in enumerate(parts):
             mine = slice(first, first + part.shape[1])
             first += part.shape[1]
-            dx = winograd(dy, None, turned[mine], None) if ctx.needs_input_grad[i] else None
-            dw: Tensor = weight
-            if ctx.needs_input_grad[2]:
-                _, dw, _ = torch.ops.aten.convolution_backward(
-                    dy, part, weight[:, mine], None, [1] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1, [False, True, False]
-                )
+            # The gradient of the input is a convolution too: channels exchanged, kernel turned round.
+            dx = winograd(dy, None, weight[:, mine], None, turned=True) if ctx.needs_input_grad[i] else None
+            dw = winograd_weight(part, dy) if ctx.needs_input_grad[2] else weight
             gradients.append((dx, dw))
         return (
             gradients[0][0],
@@ -113,29 +106,3 @@ class _Convolution(torch.autograd.Function):
             torch.cat([dw for _, dw in gradients], dim=1) if ctx.needs_input_grad[2] else None,
             dy.sum(dim=(0, 2, 3, 4)) if ctx.biased and ctx.needs_input_grad[3] else None,
         )
-
-
-def winograd(x: Tensor, also: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The compiled kernel on CPU tensors of one floating type; shapes as for `conv3d_3x3x3`. No autograd.
-
-    With bfloat16 x and also, weight and bias may be float32: they are rounded after their transformation only.
-    """
-    from volseg.ops import _winograd_numba as kernels
-
-    short = x.dtype == torch.bfloat16
-    weight = weight.detach().float() if short else weight.detach()
-    y = x.new_empty((x.shape[0], weight.shape[0], *x.shape[2:]))
-    shift = weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().to(weight.dtype).contiguous()
-    second = x.new_empty((x.shape[0], 0, *x.shape[2:])) if also is None else also
-    inputs = [array(t.contiguous()) for t in (x, second)]
-    transformed = kernels.transformed_weights(weight.numpy())
-    kernel = kernels.convolve
-    if short:
-        transformed, kernel = kernels.paired_weights(transformed), kernels.convolve_bfloat16
-    ranges = even_ranges(kernels.blocks(tuple(x.shape[2:])), SHARES * torch.get_num_threads())
-    shift_array, y_array = shift.numpy(), array(y)
-    run_tasks(
-        lambda b, first, last: kernel(*inputs, transformed, shift_array, y_array, b, first, last),
-        [(b, first, last) for b in range(x.shape[0]) for first, last in ranges],
-    )
-    return y
