@@ -101,5 +101,5 @@ def test_a_network_that_goes_on_after_the_head_is_refused_and_left_whole():
 
 
 def test_only_a_module_has_a_head():
-    with pytest.raises(ValueError, match="nn.Module"):
+    with pytest.raises(ValueError, match=r"nn\.Module"):
         OccupiedSlidingWindowInferer(16, head="out")(a_ct()[None].as_tensor(), lambda x: x)

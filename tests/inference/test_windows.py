@@ -98,5 +98,5 @@ def test_nothing_to_spare_leaves_nothing_out():
 
 @pytest.mark.parametrize("wrong", [{"layout": "odd"}, {"spare": 1.0}, {"spare": -0.1}])
 def test_wrong_settings_are_refused_in_words(wrong):
-    with pytest.raises(ValueError, match="layout|spare"):
+    with pytest.raises(ValueError, match=r"layout|spare"):
         OccupiedSlidingWindowInferer(16, **wrong)
