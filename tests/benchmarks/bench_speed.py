@@ -1,6 +1,6 @@
 """Seconds and memory of volseg's kernels, network and inference engine, each beside what it replaces, in alternation.
 
-    python tests/benchmarks/bench_speed.py [--parts scan conv network train chest growth] [--rounds 3] [--threads 2]
+    python tests/benchmarks/bench_speed.py [--parts scan conv network train window chest growth] [--rounds 3]
 
 Every pair runs in turn (ours, theirs, ours, theirs ...) in one process; the medians' ratio is what counts, for the
 machine's speed drifts. Memory is that of a process of its own. Writes results/<date>_<machine>_speed.json.
@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -152,7 +153,43 @@ def train(rounds: int, size: int = 96) -> Result:
 
 
 NEAR_BONE_MM = 5.0  # where the shipped bundle lets a lesion end
-CHEST = ("volseg", "volseg_same_windows", "volseg_same_windows_bf16", "monai", "monai_plain_network")
+CHEST = ("volseg", "volseg_same_windows", "volseg_same_windows_bf16", "monai")
+PREFIX: list[str] = []  # in front of what runs in a process of its own
+
+
+def window(rounds: int) -> Result:
+    """Seconds per 48^3 window of the shipped network, two at a time: what a whole CT cannot go below."""
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
+    from volseg.inference.side_by_side import in_order, workers_for
+
+    net = load_bundle(find_bundle(DEFAULT_BUNDLE)).network
+    pair = torch.randn(2, 1, 48, 48, 48)
+    workers = workers_for(torch.device("cpu"), 2)
+
+    def together(x: torch.Tensor = pair) -> None:
+        net(x)
+        net(x)
+
+    def side_by_side() -> None:
+        list(in_order(net, [pair[:1], pair[1:]] * 2, workers))
+
+    def side_by_side_bf16() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            side_by_side()
+
+    def plain_network() -> None:
+        with plain_build():
+            together()
+
+    with torch.inference_mode():
+        seconds = alternate(
+            rounds,
+            together=together,
+            side_by_side=side_by_side,
+            side_by_side_bf16=side_by_side_bf16,
+            plain_network_together=plain_network,
+        )
+    return {name: round(value / 4, 4) for name, value in seconds.items()}
 
 
 def chest(rounds: int) -> Result:
@@ -175,7 +212,14 @@ def chest(rounds: int) -> Result:
         runs: dict[str, list[Result]] = {name: [] for name in CHEST}
         for _ in range(rounds):
             for name, results in runs.items():
-                command = [sys.executable, HERE / "chest_run.py", name, work / "ct.nii.gz", work / f"{name}.nii.gz"]
+                command = [
+                    *PREFIX,
+                    sys.executable,
+                    HERE / "chest_run.py",
+                    name,
+                    work / "ct.nii.gz",
+                    work / f"{name}.nii.gz",
+                ]
                 done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
                 results.append(json.loads(done.stdout.splitlines()[-1]))
                 print(f"  chest, {name}: {results[-1]['seconds']:.1f} s", flush=True)
@@ -194,9 +238,6 @@ def chest(rounds: int) -> Result:
                 rows[name][f"voxels_{place}"] = int((masks[name] & where).sum())
     for name in CHEST:
         rows[name]["times_faster_than_monai"] = round(rows["monai"]["seconds"] / rows[name]["seconds"], 2)
-        rows[name]["times_faster_than_monai_plain_network"] = round(
-            rows["monai_plain_network"]["seconds"] / rows[name]["seconds"], 2
-        )
         rows[name]["memory_ratio"] = round(rows[name]["peak_gb"] / rows["monai"]["peak_gb"], 3)
     return rows
 
@@ -221,6 +262,7 @@ PARTS: dict[str, Callable[[int], Result]] = {
     "conv": conv,
     "network": network,
     "train": train,
+    "window": window,
     "chest": chest,
     "growth": growth,
 }
@@ -231,9 +273,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--prefix", default="", help="command in front of each chest pipeline, such as 'nice -n -5'")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    PREFIX.extend(shlex.split(args.prefix))
     machine = f"{platform.system()}-{platform.machine()}-{args.threads}threads".lower()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     path = args.out / f"{date}_{machine}_speed.json"

@@ -4,7 +4,7 @@ All use the shipped network at its own spacing and window, overlap 0.5, two wind
 
     monai                as MONAI's bundles write it: LoadImaged, Orientationd, Spacingd, ScaleIntensityRanged,
                          SlidingWindowInferer, Invertd, argmax, SaveImaged
-    monai_plain_network  the same, the network built of torch's own convolutions and norms
+    monai_plain_network  the same, the network built of torch's own convolutions and norms (by hand: minutes)
     volseg               volseg's engine as `volseg predict` lays its windows (even steps over the bone)
     volseg_same_windows  volseg's engine at MONAI's places, windows that hold bone: bone sees MONAI's windows but for
                          those that together give it less than SPARE of its weight

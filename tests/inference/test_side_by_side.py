@@ -29,9 +29,8 @@ def test_results_come_in_the_order_of_the_tasks(four_threads):
 def test_each_worker_has_its_share_of_the_threads_and_the_caller_gets_his_back(four_threads):
     if workers_for(torch.device("cpu"), 2) == 1:
         pytest.skip("this torch was built without OpenMP")
-    assert [n for _, n in in_order(lambda _: torch.get_num_threads(), range(6), 2)] == [2] * 6
+    assert [n for _, n in in_order(lambda _: torch.get_num_threads(), range(6), 2)] == [4] + [2] * 5
     assert torch.get_num_threads() == 4
-    assert [n for _, n in in_order(lambda _: torch.get_num_threads(), range(1), 1)] == [4]
 
 
 def test_workers_are_in_the_callers_modes(four_threads):
@@ -43,11 +42,27 @@ def test_workers_are_in_the_callers_modes(four_threads):
             torch.get_autocast_dtype("cpu"),
         )
 
+    def in_a_worker() -> tuple[bool, bool, bool, torch.dtype]:
+        return list(in_order(modes, range(2), 2))[1][1]
+
     with torch.inference_mode():
-        assert next(in_order(modes, [0], 2))[1][:3] == (True, False, False)
+        assert in_a_worker()[:3] == (True, False, False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert next(in_order(modes, [0], 2))[1] == (False, False, True, torch.bfloat16)
-    assert next(in_order(modes, [0], 2))[1][:3] == (False, True, False)
+        assert in_a_worker() == (False, False, True, torch.bfloat16)
+    assert in_a_worker()[:3] == (False, True, False)
+
+
+def test_the_first_task_is_done_before_a_second_begins(four_threads):
+    busy: list[int] = []
+
+    def alone_at_first(i: int) -> int:
+        busy.append(i)
+        seen = len(busy)
+        time.sleep(0.01)
+        return seen if i == 0 else 0
+
+    assert next(in_order(alone_at_first, range(8), 3)) == (0, 1)
+    assert list(in_order(alone_at_first, [], 3)) == []
 
 
 def test_what_a_task_raises_reaches_the_caller_and_his_threads_come_back(four_threads):

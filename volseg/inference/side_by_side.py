@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from itertools import islice
 from threading import Barrier
 from typing import TypeVar
 
@@ -32,7 +33,11 @@ def in_order(function: Callable[[Task], Result], tasks: Iterable[Task], workers:
 
     Each worker has its share of torch's threads, and grad, inference and autocast modes of the caller. Until the last
     result is out the caller has such a share too: idle threads of a larger team would spin on the workers' cores.
+    The first task runs in the caller's thread, alone: what is imported or compiled at first use, is so once.
     """
+    tasks = iter(tasks)
+    for task in islice(tasks, 1):
+        yield task, function(task)
     threads, modes = torch.get_num_threads(), _modes()
     share = max(1, threads // workers)
     ready = Barrier(workers + 1)
