@@ -4,7 +4,6 @@ All use the shipped network at its own spacing and window, overlap 0.5, two wind
 
     monai                as MONAI's bundles write it: LoadImaged, Orientationd, Spacingd, ScaleIntensityRanged,
                          SlidingWindowInferer, Invertd, argmax, SaveImaged
-    monai_plain_network  the same, the network built of torch's own convolutions and norms (by hand: minutes)
     volseg               volseg's engine as `volseg predict` lays its windows (even steps over the bone)
     volseg_same_windows  volseg's engine at MONAI's places, windows that hold bone: bone sees MONAI's windows but for
                          those that together give it less than SPARE of its weight
@@ -15,7 +14,6 @@ All use the shipped network at its own spacing and window, overlap 0.5, two wind
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import resource
@@ -26,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_speed import plain_build
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import (
@@ -132,9 +129,8 @@ def by_monai(ct: Path, out: Path) -> dict[str, float]:
 def main() -> None:
     name, ct, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     start = time.perf_counter()
-    if name.startswith("monai"):
-        with plain_build() if name == "monai_plain_network" else contextlib.nullcontext():
-            figures = by_monai(ct, out)
+    if name == "monai":
+        figures = by_monai(ct, out)
     else:
         precision = "bfloat16" if name.endswith("bf16") else "float32"
         places: dict[str, Any] = {"layout": "monai", "spare": SPARE[precision]} if "same_windows" in name else {}

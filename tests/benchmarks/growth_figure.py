@@ -43,11 +43,12 @@ def draw(growth: dict[str, Any], path: Path) -> None:
                 y = [row[key] for row in growth[block].values()]
                 label = {"classes": "head named", "classes_blended": "logits blended"}.get(block)
                 panel.plot(values, y, "o-", color="C1" if block == "classes_blended" else "C0", label=label)
-                panel.set_ylim(bottom=0)
-                panel.grid(alpha=0.3)
         panels[1, column].set_xticks([int(v) for v in growth[blocks[0]]])
+    for panel in panels.flat:
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel("peak memory of the engine, GB")
+    panels[1, 0].set_ylabel("engine's peak memory, GB")
     panels[1, 0].set_xlabel("volume (times 96 x 128 x 128)")
     panels[1, 1].set_xlabel("classes")
     panels[0, 1].legend(frameon=False)
