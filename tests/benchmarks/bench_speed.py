@@ -1,6 +1,6 @@
 """Seconds and memory of volseg's kernels, network and inference engine, each beside what it replaces, in alternation.
 
-    python tests/benchmarks/bench_speed.py [--parts scan conv network train chest growth] [--rounds 3] [--threads 2]
+    python tests/benchmarks/bench_speed.py [--parts scan conv network train window chest growth] [--rounds 3]
 
 Every pair runs in turn (ours, theirs, ours, theirs ...) in one process; the medians' ratio is what counts, for the
 machine's speed drifts. Memory is that of a process of its own. Writes results/<date>_<machine>_speed.json.
@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -33,14 +34,14 @@ Result = dict[str, Any]
 
 
 def alternate(rounds: int, **contenders: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of each contender, after one unmeasured call each."""
+    """Median seconds of each contender, after one unmeasured call each; one that returns a float has timed itself."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for lap in range(rounds + 1):
         for name, call in contenders.items():
             start = time.perf_counter()
-            call()
+            measured = call()
             if lap:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(measured if isinstance(measured, float) else time.perf_counter() - start)
     return {name: round(statistics.median(values), 4) for name, values in seconds.items()}
 
 
@@ -151,11 +152,58 @@ def train(rounds: int, size: int = 96) -> Result:
     return seconds | {"ratio": round(seconds["volseg"] / seconds["plain"], 3)}
 
 
+NEAR_BONE_MM = 5.0  # where the shipped bundle lets a lesion end
+CHEST = ("volseg", "volseg_same_windows", "volseg_same_windows_bf16", "monai")
+PREFIX: list[str] = []  # in front of what runs in a process of its own
+
+
+def window(rounds: int) -> Result:
+    """Seconds per 48^3 window of the shipped network, two at a time: what a whole CT cannot go below."""
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
+    from volseg.inference.side_by_side import in_order, workers_for
+
+    net = load_bundle(find_bundle(DEFAULT_BUNDLE)).network
+    pair = torch.randn(2, 1, 48, 48, 48)
+    workers = workers_for(torch.device("cpu"), 2)
+
+    # In each row eight windows count; side by side a ninth goes first, alone.
+    def together(x: torch.Tensor = pair) -> None:
+        for _ in range(4):
+            net(x)
+
+    def plain_network() -> None:
+        with plain_build():
+            together()
+
+    def side_by_side() -> float:
+        arriving = in_order(net, [pair[:1]] * 9, workers)
+        next(arriving)
+        start = time.perf_counter()
+        list(arriving)
+        return time.perf_counter() - start
+
+    def side_by_side_bf16() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return side_by_side()
+
+    with torch.inference_mode():
+        seconds = alternate(
+            rounds,
+            together=together,
+            together_plain_network=plain_network,
+            side_by_side=side_by_side,
+            side_by_side_bf16=side_by_side_bf16,
+        )
+    return {name: round(value / 8, 4) for name, value in seconds.items()}
+
+
 def chest(rounds: int) -> Result:
     """A whole chest CT, file to mask: `chest_run.py` runs each pipeline in a process of its own."""
     import nibabel as nib
     import numpy as np
+    from scipy import ndimage
 
+    from volseg.geometry import spacing_mm
     from volseg.io import read_study, write_nifti
 
     rows: Result = {}
@@ -166,29 +214,46 @@ def chest(rounds: int) -> Result:
             tar.extractall(work / "dicom", filter="data")
         volume = read_study(work / "dicom").volumes["CT"]
         write_nifti(work / "ct.nii.gz", volume.voxels, volume.affine, dtype=np.int16)
-        runs: dict[str, list[Result]] = {"volseg": [], "monai": []}
+        runs: dict[str, list[Result]] = {name: [] for name in CHEST}
         for _ in range(rounds):
             for name, results in runs.items():
-                command = [sys.executable, HERE / "chest_run.py", name, work / "ct.nii.gz", work / f"{name}.nii.gz"]
+                command = [
+                    *PREFIX,
+                    sys.executable,
+                    HERE / "chest_run.py",
+                    name,
+                    work / "ct.nii.gz",
+                    work / f"{name}.nii.gz",
+                ]
                 done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
                 results.append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"  chest, {name}: {results[-1]['seconds']:.1f} s", flush=True)
         for name, results in runs.items():
             rows[name] = {key: round(statistics.median(r[key] for r in results), 2) for key in results[0]}
-        a, b, bone = (
-            np.asarray(nib.load(work / f"{n}.nii.gz").dataobj) > 0 for n in ("volseg", "monai", "volseg_bone")
-        )
-        both = b & bone
-        rows["dice_near_bone"] = round(2 * int((a & both).sum()) / max(1, int(a.sum()) + int(both.sum())), 4)
-        rows["voxels"] = {"volseg": int(a.sum()), "monai": int(b.sum()), "monai_near_bone": int(both.sum())}
-    rows["times_faster"] = round(rows["monai"]["seconds"] / rows["volseg"]["seconds"], 2)
-    rows["memory_ratio"] = round(rows["volseg"]["peak_gb"] / rows["monai"]["peak_gb"], 3)
+        masks = {n: np.asarray(nib.load(work / f"{n}.nii.gz").dataobj) > 0 for n in (*CHEST, "bone")}
+        near = masks["bone"]
+        for axis, step in enumerate(spacing_mm(volume.affine)):
+            near = ndimage.maximum_filter1d(near, 2 * round(NEAR_BONE_MM / step) + 1, axis=axis)
+        for place, where in (("in_bone", masks["bone"]), ("near_bone", near)):
+            truth = masks["monai"] & where
+            for name in CHEST:
+                both = int((masks[name] & truth).sum())
+                size = int((masks[name] & where).sum()) + int(truth.sum())
+                rows[name][f"dice_{place}"] = round(2 * both / max(1, size), 4)
+                rows[name][f"voxels_{place}"] = int((masks[name] & where).sum())
+    for name in CHEST:
+        rows[name]["times_faster_than_monai"] = round(rows["monai"]["seconds"] / rows[name]["seconds"], 2)
+        rows[name]["memory_ratio"] = round(rows[name]["peak_gb"] / rows["monai"]["peak_gb"], 3)
     return rows
+
+
+GROWTH = {"volume": (1, 2, 4, 8), "classes": (2, 20, 120), "classes_blended": (2, 20, 120)}
 
 
 def growth(rounds: int) -> Result:
     """Seconds and peak memory against volume (a phantom tiled) and against the number of classes."""
-    rows: Result = {"volume": {}, "classes": {}}
-    for block, values in (("volume", (1, 2, 4, 8)), ("classes", (2, 20, 120))):
+    rows: Result = {block: {} for block in GROWTH}
+    for block, values in GROWTH.items():
         for value in values:
             command = [sys.executable, str(HERE / "growth_run.py"), block, str(value)]
             done = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(rounds)]
@@ -202,6 +267,7 @@ PARTS: dict[str, Callable[[int], Result]] = {
     "conv": conv,
     "network": network,
     "train": train,
+    "window": window,
     "chest": chest,
     "growth": growth,
 }
@@ -212,9 +278,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--prefix", default="", help="command in front of each chest pipeline, such as 'nice -n -5'")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    PREFIX.extend(shlex.split(args.prefix))
     machine = f"{platform.system()}-{platform.machine()}-{args.threads}threads".lower()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     path = args.out / f"{date}_{machine}_speed.json"
@@ -225,6 +293,11 @@ def main() -> None:
         print(part, json.dumps(document[part], indent=1), flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1) + "\n")
+    if "growth" in args.parts:
+        from growth_figure import draw, table
+
+        print(table(document["growth"]))
+        draw(document["growth"], path.with_name(path.name.replace("_speed.json", "_growth.png")))
     print(path)
 
 

@@ -1,6 +1,8 @@
-"""The inference engine on a phantom tiled N times, or with K classes: `growth_run.py volume|classes N`. JSON on stdout.
+"""The inference engine on a phantom tiled N times, or with K classes: `growth_run.py BLOCK N`. JSON on stdout.
 
-The network is a convolution: what grows here is the engine, not the network.
+BLOCK is `volume` (N tiles, 2 classes), `classes` (N classes, the network's head named, so that features are blended),
+or `classes_blended` (N classes whose logits are blended themselves, as for a network that ends otherwise). The network
+is two small convolutions: what grows here is the engine, not the network.
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ from monai.data import MetaTensor
 
 from volseg.inference.source_grid import SourceGridInferer
 
+FEATURES = 16  # as many as the shipped network has in front of its head
+
 
 class Classes(torch.nn.Module):
-    """One 3x3x3 convolution to `classes` logits."""
+    """A 3x3x3 convolution to 16 features, and the head: a 1x1x1 convolution to `classes` logits."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.convolution = torch.nn.Conv3d(1, classes, 3, padding=1)
+        self.convolution = torch.nn.Conv3d(1, FEATURES, 3, padding=1)
+        self.out = torch.nn.Conv3d(FEATURES, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.convolution(x)
+        return self.out(self.convolution(x))
 
 
 def main() -> None:
@@ -36,10 +41,11 @@ def main() -> None:
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     tensor = MetaTensor(image, affine=torch.from_numpy(affine))
     tensor.meta["original_affine"], tensor.meta["spatial_shape"] = affine, np.array(image.shape[1:])
+    inferer = SourceGridInferer(64, 1, 0.5, sums="float16", head="out" if block == "classes" else None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     start = time.perf_counter()
     with torch.inference_mode():
-        labels = SourceGridInferer(64, 1, 0.5, sums="float16")(tensor[None], Classes(classes))
+        labels = inferer(tensor[None], Classes(classes))
     seconds = time.perf_counter() - start
     assert labels.shape[2:] == image.shape[1:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

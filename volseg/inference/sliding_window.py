@@ -1,9 +1,10 @@
 """A MONAI Inferer that slides a window only where there is something to see.
 
 Enters: a preprocessed image (B, C, X, Y, Z), a network, and where to look. Leaves: blended logits on the same grid.
-It differs from `monai.inferers.SlidingWindowInferer` in five ways: windows step evenly (no doubled last window),
+It differs from `monai.inferers.SlidingWindowInferer` in these ways: windows step evenly (no doubled last window),
 windows without occupancy are skipped, batches run across the borders of rows and planes, sums live in a ring one window
-thick instead of the whole volume, and the next windows are cut (and sent to the device) while the network runs.
+thick instead of the whole volume, and hold features instead of logits where the network's head is named. On a GPU the
+next windows are cut and sent while the network runs; on the CPU the windows of a batch run side by side, a core each.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from volseg.inference.head import Head, without_head
+from volseg.inference.side_by_side import in_order, workers_for
 from volseg.inference.slabs import UNSEEN_LOGIT, Slab, SlabSums
 from volseg.inference.windows import Corner, WindowPlan, gaussian_importance, plan_windows
 
@@ -34,7 +37,7 @@ class OccupiedSlidingWindowInferer(Inferer):
 
     Args:
         roi_size: window in voxels; every axis a multiple of what the network asks for (16 for SegMamba).
-        sw_batch_size: windows per forward pass.
+        sw_batch_size: windows per forward pass; on the CPU, windows at work at the same time.
         overlap: least fraction of a window shared with its neighbour, 0 <= overlap < 1.
         sigma_scale: width of the Gaussian weight as a fraction of the window.
         pad_value: what surrounds a volume smaller than the window, in the image's own (normalised) units.
@@ -45,6 +48,12 @@ class OccupiedSlidingWindowInferer(Inferer):
         mirror_axes: axes (0, 1, 2) along which windows are also shown mirrored; logits are averaged over all
             combinations, so three axes cost eight passes. Only for networks that were trained with such flips.
         all_windows: visit every window even where `occupancy` is empty.
+        layout: "even" steps over the bounding box of the occupancy, or "monai": the places where MONAI's
+            SlidingWindowInferer looks. A network that normalises over its window depends on where windows lie.
+        spare: share of the blended weight that occupied voxels can spare, 0 <= spare < 1: windows that hold bone only
+            in their faint rim are left out, as many as fit. 0: every window that holds any is visited.
+        head: path of the network's last 1x1x1 convolution ("out" of SegMamba, "out.conv.conv" of MONAI's UNETRs).
+            Named, features are blended instead of logits and memory does not grow with the number of classes.
         progress: show a bar with the time left on stderr; `None` shows it only on a terminal.
 
     Call it as any Inferer: `inferer(image, network)`. `occupancy` (B, 1, X, Y, Z), nonzero where to look, is optional;
@@ -65,6 +74,9 @@ class OccupiedSlidingWindowInferer(Inferer):
         sw_device: torch.device | str | None = None,
         mirror_axes: Sequence[int] = (),
         all_windows: bool = False,
+        layout: str = "even",
+        spare: float = 0.0,
+        head: str | None = None,
         progress: bool | None = False,
     ) -> None:
         super().__init__()
@@ -77,6 +89,10 @@ class OccupiedSlidingWindowInferer(Inferer):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
         if sums not in ("float32", "float16"):
             raise ValueError(f"sums must be 'float32' or 'float16', not {sums!r}")
+        if layout not in ("even", "monai"):
+            raise ValueError(f"layout must be 'even' or 'monai', not {layout!r}")
+        if not 0 <= spare < 1:
+            raise ValueError(f"spare must lie in [0, 1), not {spare}")
         if not set(mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"mirror_axes can hold 0, 1 and 2, not {list(mirror_axes)}")
         self.sw_batch_size = sw_batch_size
@@ -89,6 +105,9 @@ class OccupiedSlidingWindowInferer(Inferer):
         axes = sorted({2 + a for a in mirror_axes})
         self.mirrors = [m for n in range(len(axes) + 1) for m in itertools.combinations(axes, n)]
         self.all_windows = all_windows
+        self.layout = layout
+        self.spare = spare
+        self.head = head
         self.progress = progress
 
     def __call__(
@@ -103,10 +122,11 @@ class OccupiedSlidingWindowInferer(Inferer):
         samples = []
         for image, where in self._volumes(inputs, occupancy):
             output: Tensor | None = None
-            for slab in self.slabs(image, lambda x: network(x, *args, **kwargs), where):
+            for slab in self.slabs(image, network, where, *args, **kwargs):
+                logits = slab.logits()
                 if output is None:
-                    output = slab.logits.new_empty((slab.logits.shape[0], *image.shape[1:]))
-                output[:, slab.first : slab.last] = slab.logits
+                    output = logits.new_empty((logits.shape[0], *image.shape[1:]))
+                output[:, slab.first : slab.last] = logits
             assert output is not None
             samples.append(output)
         logits = torch.stack(samples) if len(samples) > 1 else samples[0][None]
@@ -115,9 +135,9 @@ class OccupiedSlidingWindowInferer(Inferer):
         return logits
 
     def slabs(
-        self, image: Tensor, network: Callable[[Tensor], Tensor], where: np.ndarray | None = None
+        self, image: Tensor, network: Callable[..., Any], where: np.ndarray | None = None, *args: Any, **kwargs: Any
     ) -> Iterator[Slab]:
-        """Blended logits of one volume (C, X, Y, Z), from the first plane to the last, as soon as they are final.
+        """Blended planes of one volume (C, X, Y, Z), from the first plane to the last, as soon as they are final.
 
         `where` (X, Y, Z) bool: where to look, None for everywhere. Read this way no logits of the whole volume exist.
         """
@@ -129,12 +149,26 @@ class OccupiedSlidingWindowInferer(Inferer):
             sides = [(b, p - b) for b, p in zip(before, padding, strict=True)]
             image = functional.pad(image, [v for pair in reversed(sides) for v in pair], value=self.pad_value)
             where = np.pad(where, sides) if where is not None else None
-        plan = plan_windows(image.shape[1:], self.roi_size, self.overlap, where)
+        weight = gaussian_importance(self.roi_size, self.sigma_scale)
+        plan = plan_windows(
+            image.shape[1:],
+            self.roi_size,
+            self.overlap,
+            where,
+            layout=self.layout,
+            spare=self.spare,
+            weight=weight.numpy(),
+        )
         _, y, z = (slice(b, b + n) for b, n in zip(before, original, strict=True))
-        for slab in self._slide(image, network, plan):
-            first, last = max(slab.first, before[0]), min(slab.last, before[0] + original[0])
-            if first < last:
-                yield Slab(first - before[0], slab.logits[:, first - slab.first : last - slab.first, y, z])
+        with ExitStack() as stack:
+            head: Head | None = None
+            if self.head is not None:
+                network, head = stack.enter_context(without_head(network, self.head))
+            for slab in self._slide(image, lambda x: network(x, *args, **kwargs), plan, weight, head):
+                first, last = max(slab.first, before[0]), min(slab.last, before[0] + original[0])
+                if first < last:
+                    cut = slab.cut(slice(first - slab.first, last - slab.first), y, z)
+                    yield Slab(first - before[0], cut.values, cut.unseen, head)
 
     def _volumes(self, inputs: Tensor, occupancy: Tensor | None) -> Iterator[tuple[Tensor, np.ndarray | None]]:
         if inputs.ndim != 5:
@@ -145,8 +179,15 @@ class OccupiedSlidingWindowInferer(Inferer):
                 where = (torch.as_tensor(occupancy[index, 0]) > 0).cpu().numpy()
             yield image.as_tensor() if isinstance(image, MetaTensor) else image, where
 
-    def _slide(self, image: Tensor, network: Callable[[Tensor], Tensor], plan: WindowPlan) -> Iterator[Slab]:
-        weight = gaussian_importance(self.roi_size, self.sigma_scale).to(image.device)
+    def _slide(
+        self,
+        image: Tensor,
+        network: Callable[[Tensor], Tensor],
+        plan: WindowPlan,
+        weight: Tensor,
+        head: Head | None,
+    ) -> Iterator[Slab]:
+        weight = weight.to(image.device)
         sums: SlabSums | None = None
         bar = tqdm(
             total=len(plan.corners),
@@ -157,11 +198,10 @@ class OccupiedSlidingWindowInferer(Inferer):
             leave=False,
         )
         with bar:
-            for corners, windows in self._windows(image, plan):
-                logits = self._run(network, windows).to(image.device)
+            for corners, values in self._outputs(image, network, plan):
                 if sums is None:
-                    sums = SlabSums(logits.shape[1], image.shape[1:], self.roi_size[0], self.sums, image.device)
-                for corner, window in zip(corners, logits, strict=True):
+                    sums = SlabSums(values.shape[1], image.shape[1:], self.roi_size[0], self.sums, image.device, head)
+                for corner, window in zip(corners, values, strict=True):
                     yield from sums.add(corner, window, weight)
                 bar.update(len(corners))
         if sums is None:
@@ -169,36 +209,51 @@ class OccupiedSlidingWindowInferer(Inferer):
             empty = torch.full(
                 (1, image.shape[0], *self.roi_size), self.pad_value, device=self.sw_device or image.device
             )
-            classes = self._run(network, empty).shape[1]
-            sums = SlabSums(classes, image.shape[1:], self.roi_size[0], self.sums, image.device)
+            channels = self._run(network, empty).shape[1]
+            sums = SlabSums(channels, image.shape[1:], self.roi_size[0], self.sums, image.device, head)
         yield from sums.finish()
 
-    def _windows(self, image: Tensor, plan: WindowPlan) -> Iterator[tuple[tuple[Corner, ...], Tensor]]:
-        """Batches of windows (B, C, X, Y, Z) on the network's device, each cut while the network works on the last."""
-        rx, ry, rz = self.roi_size
+    def _outputs(
+        self, image: Tensor, network: Callable[[Tensor], Tensor], plan: WindowPlan
+    ) -> Iterator[tuple[tuple[Corner, ...], Tensor]]:
+        """What the network makes of the windows (B, C, X, Y, Z), a batch at a time, where the image lies."""
         device = torch.device(self.sw_device) if self.sw_device is not None else image.device
+        workers = workers_for(device, self.sw_batch_size)
+        if workers > 1:
+            batches = plan.batches(max(1, self.sw_batch_size // workers))
+            yield from in_order(
+                lambda corners: self._run(network, self._cut(image, corners, device)).to(image.device), batches, workers
+            )
+        else:
+            for corners, windows in self._windows(image, plan, device):
+                yield corners, self._run(network, windows).to(image.device)
 
-        def cut(corners: tuple[Corner, ...]) -> Tensor:
-            windows = torch.stack([image[:, x : x + rx, y : y + ry, z : z + rz] for x, y, z in corners])
-            if device.type == "cuda" and image.device.type == "cpu":
-                windows = windows.pin_memory()
-            return windows.to(device, non_blocking=True)
+    def _cut(self, image: Tensor, corners: tuple[Corner, ...], device: torch.device) -> Tensor:
+        rx, ry, rz = self.roi_size
+        windows = torch.stack([image[:, x : x + rx, y : y + ry, z : z + rz] for x, y, z in corners])
+        if device.type == "cuda" and image.device.type == "cpu":
+            windows = windows.pin_memory()
+        return windows.to(device, non_blocking=True)
 
+    def _windows(
+        self, image: Tensor, plan: WindowPlan, device: torch.device
+    ) -> Iterator[tuple[tuple[Corner, ...], Tensor]]:
+        """Batches of windows (B, C, X, Y, Z) on the network's device, each cut while the network works on the last."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             batches = list(plan.batches(self.sw_batch_size))
-            coming = [pool.submit(cut, batch) for batch in batches[:1]]
+            coming = [pool.submit(self._cut, image, batch, device) for batch in batches[:1]]
             for i, batch in enumerate(batches):
                 windows = coming.pop().result()
                 if i + 1 < len(batches):
-                    coming.append(pool.submit(cut, batches[i + 1]))
+                    coming.append(pool.submit(self._cut, image, batches[i + 1], device))
                 yield batch, windows
 
     def _run(self, network: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
         with self._autocast(windows.device):
-            logits = network(windows)
+            values = network(windows)
             for axes in self.mirrors[1:]:
-                logits = logits + network(windows.flip(axes)).flip(axes)
-        return logits if len(self.mirrors) == 1 else logits / len(self.mirrors)
+                values = values + network(windows.flip(axes)).flip(axes)
+        return values if len(self.mirrors) == 1 else values / len(self.mirrors)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.precision == "bfloat16":

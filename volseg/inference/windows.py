@@ -1,4 +1,4 @@
-"""Where windows lie: even steps over a volume or over its occupied part, in batches, weighted by a Gaussian."""
+"""Where windows lie: even steps over the occupied part of a volume, or MONAI's own; which of them can be left out."""
 
 from __future__ import annotations
 
@@ -38,15 +38,38 @@ def even_starts(length: int, roi: int, overlap: float, *, first: int = 0) -> lis
     return [first + round(i * (length - roi) / (count - 1)) for i in range(count)]
 
 
+def monai_starts(length: int, roi: int, overlap: float) -> list[int]:
+    """Window starts as MONAI 1.6.1's SlidingWindowInferer lays them: equal steps, the last window moved back inside.
+
+    >>> monai_starts(100, 64, 0.5)
+    [0, 32, 36]
+    """
+    step = max(1, int(roi * (1.0 - overlap)))
+    count = 1 + max(0, -(-(length - roi) // step))
+    return [min(i * step, length - roi) for i in range(count)]
+
+
 def plan_windows(
-    shape: Sequence[int], roi_size: Sequence[int], overlap: float, occupancy: np.ndarray | None = None
+    shape: Sequence[int],
+    roi_size: Sequence[int],
+    overlap: float,
+    occupancy: np.ndarray | None = None,
+    *,
+    layout: str = "even",
+    spare: float = 0.0,
+    weight: np.ndarray | None = None,
 ) -> WindowPlan:
     """Windows over a volume of `shape` (>= roi_size); with `occupancy` (bool, same shape) only those that hold any.
 
-    The windows are laid over the bounding box of the occupancy, not over the air around it.
+    layout: "even" lays windows over the bounding box of the occupancy, not over the air around it; "monai" lays them
+        over the whole volume at MONAI's places, so that each one shows the network what MONAI would show it.
+    spare: share of the blended `weight` (of a window, (X, Y, Z)) that every occupied voxel can spare: windows that
+        see bone with their faint rim only are left out, as many as fit. 0 leaves out none that holds any.
     """
     first, lengths = [0, 0, 0], list(shape)
-    if occupancy is not None:
+    if layout == "monai":
+        starts = [monai_starts(lengths[a], roi_size[a], overlap) for a in range(3)]
+    elif occupancy is not None:
         filled = [np.flatnonzero(occupancy.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
         if filled[0].size == 0:
             return WindowPlan((), 0)
@@ -56,13 +79,38 @@ def plan_windows(
             # What is shorter than a window sits in its middle, as far as the volume's border allows.
             centered = max(0, begin - (lengths[axis] - extent) // 2)
             first[axis] = min(centered, shape[axis] - lengths[axis])
-    starts = [even_starts(lengths[a], roi_size[a], overlap, first=first[a]) for a in range(3)]
+    if layout == "even":
+        starts = [even_starts(lengths[a], roi_size[a], overlap, first=first[a]) for a in range(3)]
     every: list[Corner] = [(x, y, z) for x, y, z in itertools.product(*starts)]
     if occupancy is None:
         return WindowPlan(tuple(every), len(every))
-    rx, ry, rz = roi_size
-    kept: list[Corner] = [(x, y, z) for x, y, z in every if occupancy[x : x + rx, y : y + ry, z : z + rz].any()]
+    kept = [corner for corner in every if occupancy[_window(corner, roi_size)].any()]
+    if spare > 0 and weight is not None:
+        kept = _needed(kept, occupancy, weight, spare)
     return WindowPlan(tuple(kept), len(every))
+
+
+def _window(corner: Corner, roi_size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(c, c + r) for c, r in zip(corner, roi_size, strict=True))
+
+
+def _needed(corners: Sequence[Corner], occupancy: np.ndarray, weight: np.ndarray, spare: float) -> list[Corner]:
+    """`corners` less those that can go while every occupied voxel keeps 1 - `spare` of its weight; faintest first."""
+    total = np.zeros(occupancy.shape, np.float32)
+    for corner in corners:
+        total[_window(corner, weight.shape)] += weight
+    # What each occupied voxel can still lose, as a weight.
+    left = np.where(occupancy, spare * total, np.inf).astype(np.float32)
+    shares = [float((weight / total[w])[occupancy[w]].max()) for w in (_window(c, weight.shape) for c in corners)]
+    gone = set()
+    for i in np.argsort(shares, kind="stable"):
+        here = left[_window(corners[i], weight.shape)]
+        if shares[i] > spare:
+            break
+        if (here >= weight).all():
+            here -= weight
+            gone.add(int(i))
+    return [corner for i, corner in enumerate(corners) if i not in gone]
 
 
 def gaussian_importance(roi_size: Sequence[int], sigma_scale: float = 0.125) -> Tensor:
