@@ -7,7 +7,7 @@ pass over the memory for each of norm, residual and activation.
 
 from __future__ import annotations
 
-from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor
 
@@ -35,6 +35,16 @@ class UpBlock(UnetrUpBlock):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return _residual(self.conv_block, self.transp_conv(x), skip)
+
+
+class OutBlock(UnetOutBlock):
+    """The head, a 1x1x1 convolution as a matrix product: (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(3, in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3d_1x1x1(x, self.conv.conv.weight, self.conv.conv.bias)
 
 
 def _residual(layer: UnetResBlock, x: Tensor, also: Tensor | None) -> Tensor:

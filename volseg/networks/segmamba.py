@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import UnetOutBlock
 from torch import Tensor, nn
 
-from volseg.networks.blocks import ResidualBlock, UpBlock
+from volseg.networks.blocks import OutBlock, ResidualBlock, UpBlock
 from volseg.networks.mamba import MambaLayer
 from volseg.networks.sizes import bfloat16_spoils_gradients, check_size
 from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
@@ -110,7 +109,7 @@ class SegMamba(nn.Module):
             UpBlock(i, o) for i, o in zip((hidden_dim, dims[3], dims[2], dims[1]), reversed(dims), strict=True)
         )
         self.last = ResidualBlock(dims[0], dims[0])
-        self.out = UnetOutBlock(3, dims[0], out_channels)
+        self.out = OutBlock(dims[0], out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         check_size("SegMamba", x, (STRIDE,) * 3, two_voxels=True)
@@ -129,5 +128,4 @@ class SegMamba(nn.Module):
         x = self.bottom(maps[-1])
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = up(x, skip)
-        out = self.out.conv.conv
-        return conv3d_1x1x1(self.last(x), out.weight, out.bias)
+        return self.out(self.last(x))
