@@ -39,8 +39,8 @@ from monai.transforms import (
 )
 
 from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
-from volseg.inference.side_by_side import workers_for
 from volseg.inference.source_grid import SourceGridInferer
+from volseg.inference.workers import workers_for
 from volseg.io import read_study, write_nifti
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor

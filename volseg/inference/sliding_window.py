@@ -25,9 +25,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from volseg.inference.head import Head, without_head
-from volseg.inference.side_by_side import in_order, workers_for
 from volseg.inference.slabs import UNSEEN_LOGIT, Slab, SlabSums
 from volseg.inference.windows import Corner, WindowPlan, gaussian_importance, plan_windows
+from volseg.inference.workers import in_order, workers_for
 
 __all__ = ["UNSEEN_LOGIT", "OccupiedSlidingWindowInferer", "with_occupancy"]
 

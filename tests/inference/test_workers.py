@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from volseg.inference.side_by_side import in_order, workers_for
+from volseg.inference.workers import in_order, workers_for
 
 
 @pytest.fixture
