@@ -10,6 +10,11 @@ depthwise convolution in both layouts (forward and backward), and ConvNeXt-V2 th
 
 from __future__ import annotations
 
+import os
+
+# Idle OpenMP threads would spin on the core that a compiled kernel's second thread wants; to be set before torch comes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import contextlib
 import datetime

@@ -21,8 +21,12 @@ DENSITY = float(1 / np.sqrt(2 * np.pi))
 
 @_compiled
 def gelu_squares(h, y, first, last, squares):
-    """y = x * P(X < x) for rows first..last of h, flat with squares.size channels a row; squares += y * y."""
+    """y = x * P(X < x) for rows first..last of h, flat with squares.size channels a row; squares += y * y.
+
+    y may be h: a row is finished in a place of its own, for loops over arrays that might overlap are not vectorised.
+    """
     channels = squares.size
+    values = np.empty(channels, np.float32)
     for row in range(first, last):
         given, out = h[row * channels : (row + 1) * channels], y[row * channels : (row + 1) * channels]
         for c in range(channels):
@@ -33,8 +37,10 @@ def gelu_squares(h, y, first, last, squares):
             tail = real(A1, x) + t * (real(A2, x) + t * (real(A3, x) + t * tail))
             tail = tail * t * exp2(x * x * real(-HALF_LOG2E, x))
             v = max(x, real(0.0, x)) - size * tail
-            write(out, c, v)
+            values[c] = v
             squares[c] += v * v
+        for c in range(channels):
+            write(out, c, values[c])
 
 
 @_compiled
