@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train a bundle on your cases",
         description="Runs the bundle's own train.json on DATA (a folder with datalist.json, as `volseg synth`\n"
         "writes it) and writes OUT/model.pt. The state is kept after every epoch: the same command goes on where it\n"
-        "stopped, and on one CPU ends in the same bits as a run that was never stopped. Many GPUs: see the\n"
+        "stopped, and on one CPU thread ends in the same bits as an uninterrupted run. Many GPUs: see the\n"
         "bundle's model card.",
     )  # fmt: skip
     train.add_argument("bundle", help="bundle name or folder")

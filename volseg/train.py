@@ -47,8 +47,8 @@ def train_bundle(
 ) -> Path:
     """Train `files` on `data` (a folder with datalist.json, or that file) and return `out`/model.pt.
 
-    The state is kept in `out`/training_state.pt after every epoch; the same call goes on from there, and on one CPU
-    ends in the bits of an uninterrupted run. A finished training is not begun again.
+    The state is kept in `out`/training_state.pt after every epoch; the same call goes on from there, and on one
+    CPU thread ends in the bits of an uninterrupted run. A finished training is not begun again.
 
     Raises:
         InputError: no such data or weights; files of the datalist that are missing.

@@ -15,8 +15,8 @@ class EpochSeed:
     """Ignite handler: seeds torch, numpy, random and the data set's transforms at the start of every epoch.
 
     The seed is drawn from (`seed`, epoch, rank). A run that was killed and goes on with epoch n (ResumableState) so
-    sees the crops, augmentations and dropout that the uninterrupted run saw in epoch n: on one CPU both end in the same
-    bits.
+    sees the crops, augmentations and dropout that the uninterrupted run saw in epoch n: on one CPU thread both end in
+    the same bits.
     """
 
     def __init__(self, seed: int, dataset: Any) -> None:
