@@ -84,6 +84,8 @@ def test_windows_without_bone_are_not_visited_and_no_bone_gives_nothing():
     found = DetectionInferer(24, overlap=0.5)(image, detector, occupancy=bone)
     assert detector.windows == 1
     assert float(found[0, 0][places[0]].min()) >= 0.5 and float(found[0, 0][places[2]].max()) == 0
+    everywhere = DetectionInferer(24, all_windows=True)(image, BrightThings(), occupancy=bone)
+    assert float(everywhere[0, 0][places[2]].min()) >= 0.5, "--all-windows looks beyond the bone"
     nothing = DetectionInferer(24)(image, BrightThings(), occupancy=torch.zeros_like(image))
     assert nothing.shape == (1, 3, 50, 46, 40) and float(nothing.abs().max()) == 0
 

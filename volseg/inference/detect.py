@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,19 +10,26 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
 
 from volseg.inference.paste import paste
 from volseg.inference.window_detections import MergedDetections, gather, merge
-from volseg.inference.windows import Corner, gaussian_importance, plan_windows
+from volseg.inference.windows import (
+    Corner,
+    gaussian_importance,
+    padded_to_window,
+    plan_windows,
+    volumes_of,
+    window_bar,
+    window_size,
+)
 
 
 class DetectionInferer(Inferer):
     """Runs a detector with `predict(windows) -> (detections, semantic)` (MaskRCNN3D) over whole volumes.
 
     Args:
-        roi_size, sw_batch_size, overlap, pad_value, precision, progress: as in OccupiedSlidingWindowInferer.
+        roi_size, sw_batch_size, overlap, pad_value, precision, all_windows, progress: as in
+            OccupiedSlidingWindowInferer.
         score: merged lesions below it are dropped. Sweep it on validation data only.
         iou_threshold, ios_threshold: of the clustering over windows.
         instance_weight: share of the instance masks in a lesion's outline; the rest is the semantic map's.
@@ -46,56 +52,38 @@ class DetectionInferer(Inferer):
         instance_weight: float = 0.5,
         pad_value: float = -1.0,
         precision: str = "float32",
+        all_windows: bool = False,
         progress: bool | None = False,
     ) -> None:
         super().__init__()
-        self.roi_size: Corner = (roi_size,) * 3 if isinstance(roi_size, int) else tuple(roi_size)  # type: ignore[assignment]
-        if len(self.roi_size) != 3 or min(self.roi_size) < 1:
-            raise ValueError(f"roi_size needs three positive lengths, not {roi_size}")
+        self.roi_size = window_size(roi_size)
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
         self.sw_batch_size, self.overlap = sw_batch_size, overlap
         self.score, self.iou_threshold, self.ios_threshold = score, iou_threshold, ios_threshold
         self.instance_weight = instance_weight
-        self.pad_value, self.precision, self.progress = pad_value, precision, progress
+        self.pad_value, self.precision = pad_value, precision
+        self.all_windows, self.progress = all_windows, progress
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, occupancy: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        if inputs.ndim != 5:
-            raise ValueError(f"a detector over volumes needs (B, C, X, Y, Z), not {tuple(inputs.shape)}")
-        results = []
-        for i, image in enumerate(inputs):
-            where = None if occupancy is None else (torch.as_tensor(occupancy[i, 0]) > 0).cpu().numpy()
-            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-            results.append(self._volume(plain, network, where))
+        where_to_look = None if self.all_windows else occupancy
+        results = [self._volume(image, network, where) for image, where in volumes_of(inputs, where_to_look)]
         stacked = torch.stack(results).to(inputs.device)
         return MetaTensor(stacked, meta=inputs.meta) if isinstance(inputs, MetaTensor) else stacked
 
     def _volume(self, image: Tensor, network: Any, where: np.ndarray | None) -> Tensor:
         detector = network if hasattr(network, "predict") else network.module  # DistributedDataParallel hides it
         original = image.shape[1:]
-        padding = [max(0, r - n) for r, n in zip(self.roi_size, original, strict=True)]
-        before = [p // 2 for p in padding]
-        if any(padding):
-            sides = [(b, p - b) for b, p in zip(before, padding, strict=True)]
-            image = functional.pad(image, [v for pair in reversed(sides) for v in pair], value=self.pad_value)
-            where = np.pad(where, sides) if where is not None else None
+        image, where, before = padded_to_window(image, where, self.roi_size, self.pad_value)
         plan = plan_windows(image.shape[1:], self.roi_size, self.overlap, where)
         shape = image.shape[1:]
         sums, weights = torch.zeros(shape), torch.zeros(shape)
         importance = gaussian_importance(self.roi_size)
         rx, ry, rz = self.roi_size
         found: list[tuple[Corner, dict[str, Tensor]]] = []
-        bar = tqdm(
-            total=len(plan.corners),
-            desc=f"windows ({len(plan.corners)} of {plan.total} hold bone)",
-            unit="win",
-            disable=None if self.progress is None else not self.progress,
-            file=sys.stderr,
-            leave=False,
-        )
-        with bar:
+        with window_bar(plan, self.progress) as bar:
             for corners in plan.batches(self.sw_batch_size):
                 windows = torch.stack([image[:, x : x + rx, y : y + ry, z : z + rz] for x, y, z in corners])
                 with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):

@@ -10,7 +10,6 @@ next windows are cut and sent while the network runs; on the CPU the windows of 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -21,12 +20,19 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
 
 from volseg.inference.head import Head, without_head
 from volseg.inference.slabs import UNSEEN_LOGIT, Slab, SlabSums
-from volseg.inference.windows import Corner, WindowPlan, gaussian_importance, plan_windows
+from volseg.inference.windows import (
+    Corner,
+    WindowPlan,
+    gaussian_importance,
+    padded_to_window,
+    plan_windows,
+    volumes_of,
+    window_bar,
+    window_size,
+)
 from volseg.inference.workers import in_order, workers_for
 
 __all__ = ["UNSEEN_LOGIT", "OccupiedSlidingWindowInferer", "with_occupancy"]
@@ -80,9 +86,7 @@ class OccupiedSlidingWindowInferer(Inferer):
         progress: bool | None = False,
     ) -> None:
         super().__init__()
-        self.roi_size: Corner = (roi_size,) * 3 if isinstance(roi_size, int) else tuple(roi_size)  # type: ignore[assignment]
-        if len(self.roi_size) != 3 or min(self.roi_size) < 1:
-            raise ValueError(f"roi_size needs three positive lengths, not {roi_size}")
+        self.roi_size = window_size(roi_size)
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap must lie in [0, 1), not {overlap}")
         if precision not in ("float32", "bfloat16"):
@@ -142,13 +146,7 @@ class OccupiedSlidingWindowInferer(Inferer):
         `where` (X, Y, Z) bool: where to look, None for everywhere. Read this way no logits of the whole volume exist.
         """
         original = image.shape[1:]
-        padding = [max(0, r - n) for r, n in zip(self.roi_size, original, strict=True)]
-        # Padded on both sides, so that a small crop sits in the middle of the window as it did in training.
-        before = [p // 2 for p in padding]
-        if any(padding):
-            sides = [(b, p - b) for b, p in zip(before, padding, strict=True)]
-            image = functional.pad(image, [v for pair in reversed(sides) for v in pair], value=self.pad_value)
-            where = np.pad(where, sides) if where is not None else None
+        image, where, before = padded_to_window(image, where, self.roi_size, self.pad_value)
         weight = gaussian_importance(self.roi_size, self.sigma_scale)
         plan = plan_windows(
             image.shape[1:],
@@ -171,13 +169,7 @@ class OccupiedSlidingWindowInferer(Inferer):
                     yield Slab(first - before[0], cut.values, cut.unseen, head)
 
     def _volumes(self, inputs: Tensor, occupancy: Tensor | None) -> Iterator[tuple[Tensor, np.ndarray | None]]:
-        if inputs.ndim != 5:
-            raise ValueError(f"a sliding window over volumes needs (B, C, X, Y, Z), not {tuple(inputs.shape)}")
-        for index, image in enumerate(inputs):
-            where = None
-            if occupancy is not None and not self.all_windows:
-                where = (torch.as_tensor(occupancy[index, 0]) > 0).cpu().numpy()
-            yield image.as_tensor() if isinstance(image, MetaTensor) else image, where
+        return volumes_of(inputs, None if self.all_windows else occupancy)
 
     def _slide(
         self,
@@ -189,15 +181,7 @@ class OccupiedSlidingWindowInferer(Inferer):
     ) -> Iterator[Slab]:
         weight = weight.to(image.device)
         sums: SlabSums | None = None
-        bar = tqdm(
-            total=len(plan.corners),
-            desc=f"windows ({len(plan.corners)} of {plan.total} hold bone)",
-            unit="win",
-            disable=None if self.progress is None else not self.progress,
-            file=sys.stderr,
-            leave=False,
-        )
-        with bar:
+        with window_bar(plan, self.progress) as bar:
             for corners, values in self._outputs(image, network, plan):
                 if sums is None:
                     sums = SlabSums(values.shape[1], image.shape[1:], self.roi_size[0], self.sums, image.device, head)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map
 from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
 
 Corner = tuple[int, int, int]
 
@@ -117,3 +122,48 @@ def gaussian_importance(roi_size: Sequence[int], sigma_scale: float = 0.125) -> 
     """Gaussian weight (X, Y, Z) of a window, as MONAI makes it: floored at 1e-3, so that borders still count."""
     weight = compute_importance_map(tuple(roi_size), mode="gaussian", sigma_scale=sigma_scale).float()
     return weight.clamp_min(max(float(weight.min()), 1e-3))
+
+
+def window_size(roi_size: Sequence[int] | int) -> Corner:
+    """One length or three -> three. Raises ValueError for anything else."""
+    size: Corner = (roi_size,) * 3 if isinstance(roi_size, int) else tuple(roi_size)  # type: ignore[assignment]
+    if len(size) != 3 or min(size) < 1:
+        raise ValueError(f"roi_size needs three positive lengths, not {roi_size}")
+    return size
+
+
+def volumes_of(inputs: Tensor, occupancy: Tensor | None) -> Iterator[tuple[Tensor, np.ndarray | None]]:
+    """(B, C, X, Y, Z) and where to look (B, 1, X, Y, Z) -> plain (C, X, Y, Z) and bool (X, Y, Z), one by one."""
+    if inputs.ndim != 5:
+        raise ValueError(f"a sliding window over volumes needs (B, C, X, Y, Z), not {tuple(inputs.shape)}")
+    for index, image in enumerate(inputs):
+        where = None if occupancy is None else (torch.as_tensor(occupancy[index, 0]) > 0).cpu().numpy()
+        yield image.as_tensor() if isinstance(image, MetaTensor) else image, where
+
+
+def padded_to_window(
+    image: Tensor, where: np.ndarray | None, roi_size: Sequence[int], value: float
+) -> tuple[Tensor, np.ndarray | None, list[int]]:
+    """Make a volume (C, X, Y, Z) at least as large as a window; also says how much was put before each axis.
+
+    Padded on both sides, so that a small crop sits in the middle of the window as it did in training.
+    """
+    padding = [max(0, r - n) for r, n in zip(roi_size, image.shape[1:], strict=True)]
+    before = [p // 2 for p in padding]
+    if any(padding):
+        sides = [(b, p - b) for b, p in zip(before, padding, strict=True)]
+        image = functional.pad(image, [v for pair in reversed(sides) for v in pair], value=value)
+        where = np.pad(where, sides) if where is not None else None
+    return image, where, before
+
+
+def window_bar(plan: WindowPlan, progress: bool | None) -> tqdm:
+    """A bar over the plan's windows on stderr; `progress` None shows it only on a terminal."""
+    return tqdm(
+        total=len(plan.corners),
+        desc=f"windows ({len(plan.corners)} of {plan.total} hold bone)",
+        unit="win",
+        disable=None if progress is None else not progress,
+        file=sys.stderr,
+        leave=False,
+    )
