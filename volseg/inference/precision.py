@@ -16,7 +16,8 @@ from torch import Tensor
 class AutocastInferer(SimpleInferer):
     """A SimpleInferer that runs the network under autocast on any device and hands back float32 logits.
 
-    For training and validation on CPUs with bf16 instructions; `precision="float32"` switches it off.
+    For training and validation on CPUs with bf16 instructions; `precision="float32"` switches it off. What is no
+    tensor (a detector's dict of losses) comes back as it is.
     """
 
     def __init__(self, precision: str = "bfloat16") -> None:
@@ -25,11 +26,12 @@ class AutocastInferer(SimpleInferer):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
         self.precision = precision
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # A MetaTensor would drag its bookkeeping through every operation of the network.
         inputs = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return network(inputs, *args, **kwargs).float()
+            output = network(inputs, *args, **kwargs)
+        return output.float() if isinstance(output, Tensor) else output
 
 
 def best_precision(device: str | None = None) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch import Tensor
 
@@ -47,20 +46,6 @@ def detection_batch(
     labels = _plain(batch["label"]).to(device, non_blocking=non_blocking)
     sizes: Sequence[Tensor | None] = batch.get(WHOLE_SIZES, [None] * len(images))
     return images, labels, ([targets_from_instances(y, sizes=s) for y, s in zip(labels, sizes, strict=True)],), {}
-
-
-class DetectorTrainingInferer(Inferer):
-    """Calls `detector(images, targets)` under autocast of the given precision; the losses come back as they are."""
-
-    def __init__(self, precision: str = "float32") -> None:
-        super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
-        self.precision = precision
-
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return network(inputs, *args, **kwargs)
 
 
 class SummedLoss:
