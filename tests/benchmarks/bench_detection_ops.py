@@ -17,9 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import contextlib
-import datetime
-import json
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +28,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from bench_speed import _cpu, alternate  # noqa: E402
+from bench_speed import alternate, run_parts  # noqa: E402
 
 Result = dict[str, Any]
 
@@ -192,18 +189,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    machine = f"{platform.system()}-{platform.machine()}-{args.threads}threads".lower()
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    path = args.out / f"{date}_{machine}_detection_ops.json"
-    document = json.loads(path.read_text()) if path.is_file() else {"date": date, "machine": machine}
-    document["torch"], document["cpu"] = torch.__version__, _cpu()
-    for part in args.parts:
-        document[part] = PARTS[part](args.rounds)
-        print(part, json.dumps(document[part], indent=1), flush=True)
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
-    print(path)
+    print(run_parts(PARTS, args, "detection_ops")[1])
 
 
 if __name__ == "__main__":

@@ -281,24 +281,30 @@ def main() -> None:
     parser.add_argument("--prefix", default="", help="command in front of each chest pipeline, such as 'nice -n -5'")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     PREFIX.extend(shlex.split(args.prefix))
-    machine = f"{platform.system()}-{platform.machine()}-{args.threads}threads".lower()
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    path = args.out / f"{date}_{machine}_speed.json"
-    document = json.loads(path.read_text()) if path.is_file() else {"date": date, "machine": machine}
-    document["torch"], document["cpu"] = torch.__version__, _cpu()
-    for part in args.parts:
-        document[part] = PARTS[part](args.rounds)
-        print(part, json.dumps(document[part], indent=1), flush=True)
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+    document, path = run_parts(PARTS, args, "speed")
     if "growth" in args.parts:
         from growth_figure import draw, table
 
         print(table(document["growth"]))
         draw(document["growth"], path.with_name(path.name.replace("_speed.json", "_growth.png")))
     print(path)
+
+
+def run_parts(parts: dict[str, Callable[[int], Result]], args: argparse.Namespace, name: str) -> tuple[Result, Path]:
+    """Run `args.parts` and write each into args.out/<date>_<machine>_<name>.json; the parts of earlier runs stay."""
+    torch.set_num_threads(args.threads)
+    machine = f"{platform.system()}-{platform.machine()}-{args.threads}threads".lower()
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    path = args.out / f"{date}_{machine}_{name}.json"
+    document = json.loads(path.read_text()) if path.is_file() else {"date": date, "machine": machine}
+    document["torch"], document["cpu"] = torch.__version__, _cpu()
+    for part in args.parts:
+        document[part] = parts[part](args.rounds)
+        print(part, json.dumps(document[part], indent=1), flush=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    return document, path
 
 
 def _cpu() -> str:
