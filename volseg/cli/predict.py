@@ -1,0 +1,133 @@
+"""`volseg predict`: outline bone lesions in one or many studies."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volseg.cli.shared import (
+    FORMATTER,
+    Commands,
+    already_done,
+    check_output,
+    fraction,
+    load,
+    refuse,
+    study_name,
+    unique_names,
+)
+from volseg.errors import UsageError, VolsegError
+
+if TYPE_CHECKING:
+    from volseg.inference.bundle import LoadedBundle
+
+
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
+    predict = commands.add_parser(
+        "predict", parents=[common], formatter_class=FORMATTER,
+        help="outline bone lesions in one or many studies",
+        description="Writes OUT/<study>/: lesions.nii.gz (lesion numbers on the source grid), lesions.csv,\n"
+        "result.json, preview.png and report.html. A study without lesions is a success. Studies that are\n"
+        "already there are skipped, so a long run can be stopped and started again.",
+    )  # fmt: skip
+    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI, NRRD, MHA, DICOM file, DICOM folder or zip")
+    predict.add_argument("-o", "--out", required=True, type=Path, help="folder for the results")
+    predict.add_argument(
+        "--bundle", action="append", default=None, metavar="BUNDLE",
+        help="bundle name or folder (default: the bone CT SegMamba); given more than once, each writes\n"
+        "OUT/<study>/<bundle>/ and OUT/<study>/side_by_side.html shows them together",
+    )  # fmt: skip
+    predict.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
+    predict.add_argument("--series", metavar="UID", help="which DICOM series to use (a UID or its last digits)")
+    predict.add_argument("--name", help="folder name of the result (one input only)")
+    predict.add_argument("--probability", action="store_true", help="also write probability.nii.gz")
+    predict.add_argument("--all-windows", action="store_true", help="search the whole volume, not only where bone is")
+    predict.add_argument("--overlap", type=fraction, metavar="F", help="overlap of windows, 0 <= F < 1")
+    predict.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default=None,
+        help="auto: bfloat16 where the processor has it (default: what the bundle says)",
+    )  # fmt: skip
+    predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    predict.add_argument("--overwrite", action="store_true", help="replace results that are already there")
+    predict.add_argument("--quiet", action="store_true", help="no progress bar")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from volseg.io import read_study
+
+    if args.name and len(args.inputs) > 1:
+        raise UsageError("name-for-many", "--name names one study; leave it out when there are several inputs")
+    out: Path = args.out
+    check_output(out, args.inputs)
+    names = unique_names([args.name or study_name(item) for item in args.inputs])
+    bundles = _asked_bundles(args)
+    todo = [
+        (item, name)
+        for item, name in zip(args.inputs, names, strict=True)
+        if not all(already_done(folder, args.overwrite) for folder in _folders(out, name, bundles))
+    ]
+    loaded: dict[str, LoadedBundle] = {}
+    failures = 0
+    for item, name in todo:
+        start = time.perf_counter()
+        try:
+            study = read_study(Path(item), series_uid=args.series, name=name)
+            read_seconds = time.perf_counter() - start
+            for bundle, folder in zip(bundles, _folders(out, name, bundles), strict=True):
+                if len(bundles) > 1 and already_done(folder, args.overwrite):
+                    continue
+                loaded[bundle] = loaded.get(bundle) or load(bundle, args)
+                _analyse_and_write(study, loaded[bundle], folder, args, read_seconds)
+                print(f"{name}: report in {folder / 'report.html'} ({time.perf_counter() - start:.0f} s)")
+            if len(bundles) > 1:
+                from volseg.side_by_side import write_side_by_side
+
+                page = write_side_by_side(out / name, [f.name for f in _folders(out, name, bundles)])
+                print(f"{name}: side by side in {page}")
+        except UsageError:
+            raise
+        except VolsegError as error:
+            failures += 1
+            refuse(error)
+    if len(args.inputs) > 1 and todo:
+        print(f"{len(todo) - failures} of {len(todo)} studies done" + (f", {failures} failed" if failures else ""))
+    return 1 if failures else 0
+
+
+def _asked_bundles(args: argparse.Namespace) -> list[str]:
+    """The bundles in the order asked for, each once; those of a trusted folder by their path."""
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle
+
+    bundles = list(dict.fromkeys(args.bundle or [DEFAULT_BUNDLE]))
+    if len(bundles) > 1:
+        roots = [find_bundle(bundle, trust=args.trust_bundle).root for bundle in bundles]
+        if len({root.name for root in roots}) < len(roots):
+            raise UsageError("bundle-twice", f"two bundles of one name: {', '.join(map(str, roots))}; rename a folder")
+    return bundles
+
+
+def _folders(out: Path, name: str, bundles: Sequence[str]) -> list[Path]:
+    """Where each bundle's results of one study go: OUT/<study>, or below it with several bundles."""
+    return [out / name] if len(bundles) == 1 else [out / name / Path(bundle).name for bundle in bundles]
+
+
+def _analyse_and_write(
+    study: Any, bundle: LoadedBundle, folder: Path, args: argparse.Namespace, seconds: float
+) -> Path:
+    from dataclasses import replace
+
+    from volseg.pipeline import OutputOptions, analyse_study, write_results
+
+    for note in study.notes:
+        print(f"{study.name}: {note}")
+    result = analyse_study(study, bundle, say=print)
+    result = replace(result, seconds={"reading": round(seconds, 3)} | dict(result.seconds))
+    count = len(result.lesions)
+    total_ml = sum(lesion.volume_mm3 for lesion in result.lesions) / 1000
+    found = "no lesion found" if count == 0 else f"{count} lesion{'s' * (count > 1)}, {total_ml:.1f} mL"
+    print(f"{study.name}: {found}")
+    return write_results(result, folder, OutputOptions(probability=args.probability, overwrite=args.overwrite))

@@ -1,0 +1,105 @@
+"""What several commands need: checks of paths, names of studies, numbers on the command line, a loaded bundle."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from volseg.errors import UsageError, VolsegError
+
+if TYPE_CHECKING:
+    from volseg.inference.bundle import LoadedBundle
+
+FORMATTER = argparse.RawDescriptionHelpFormatter
+Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
+
+
+def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
+    from volseg.inference.bundle import find_bundle, load_bundle
+    from volseg.inference.precision import best_precision
+
+    overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
+    if args.overlap is not None:
+        overrides["inferer#overlap"] = args.overlap
+    if args.all_windows:
+        overrides["inferer#all_windows"] = True
+    if args.precision is not None:
+        overrides["inferer#precision"] = best_precision(args.device) if args.precision == "auto" else args.precision
+    files = find_bundle(bundle, trust=args.trust_bundle)
+    return load_bundle(files, device=args.device, overrides=overrides)
+
+
+def already_done(folder: Path, overwrite: bool) -> bool:
+    if overwrite or not folder.exists():
+        return False
+    if (folder / "result.json").is_file():
+        print(f"{folder.name}: already done, skipped (--overwrite to run it again)")
+        return True
+    raise UsageError("output-exists", f"{folder} exists and is not a finished result; remove it or pass --overwrite")
+
+
+def check_output(out: Path, inputs: Sequence[str]) -> None:
+    for item in inputs:
+        source = Path(item)
+        if source.is_dir() and (out.resolve() == source.resolve() or source.resolve() in out.resolve().parents):
+            raise UsageError("output-inside-input", f"{out} lies inside the input {source}; choose another folder")
+    if out.exists() and not out.is_dir():
+        raise UsageError("output-not-a-folder", f"{out} is a file; -o wants a folder")
+    parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UsageError("output-read-only", f"{parent} cannot be written to; choose another folder with -o")
+
+
+def study_name(item: str) -> str:
+    from volseg.io.files import safe_name, stem_of
+
+    return safe_name(stem_of(Path(item)))
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Two inputs of the same name get a number each, in the order given."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return unique
+
+
+def refuse(error: VolsegError) -> int:
+    line = " ".join(str(error).split())
+    print(f"volseg: {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1)")
+    return value
+
+
+def not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is negative or not finite")
+    return value
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def whole_range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    value = (int(low), int(high or low))
+    if not 0 <= value[0] <= value[1]:
+        raise argparse.ArgumentTypeError(f"{text} is not a range such as 1-6")
+    return value
