@@ -1,4 +1,4 @@
-"""MONAI's door to our readers: a bundle loads NIfTI, NRRD or a DICOM folder as strictly as `volseg predict` does.
+"""MONAI's door to our readers: a bundle loads NIfTI, NRRD, DICOM or a folder of sequences as `volseg predict` does.
 
 The only module of this room that imports torch.
 """
@@ -20,7 +20,11 @@ from monai.transforms.io.dictionary import LoadImaged
 from monai.utils.enums import MetaKeys, SpaceKeys
 from monai.utils.misc import ensure_tuple
 
+from volseg.errors import InputError
+from volseg.io.mri_study import read_mri_study
 from volseg.io.study import read_volume
+from volseg.labels import MRI_CHANNELS
+from volseg.transforms.metatensor import to_metatensor
 from volseg.types import Volume
 
 PathLike = str | os.PathLike
@@ -103,3 +107,48 @@ class LoadStudyd(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict:
         """Load every key. A reader given here wins, as in LoadImaged."""
         return super().__call__(data, reader or self.strict)
+
+
+class LoadMriStudyd(LoadImaged):
+    """A folder of MRI sequences under each of `keys` -> one (1, X, Y, Z) MetaTensor per sequence, under its channel.
+
+    Read by `volseg.io.mri_study.read_mri_study`, each on its own grid; the path leaves. Subclasses LoadImaged because
+    MONAI Label and Deploy know loaders by that.
+
+    Args:
+        keys: where paths of studies stand.
+        channels: what to keep of T1, T1c, T2, STIR.
+        reference: see `read_mri_study`.
+        allow_other_frame: likewise; for what will be registered.
+
+    Raises InputError: mri-no-channel and those of the reader.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        *,
+        channels: Sequence[str] = MRI_CHANNELS,
+        reference: str | None = None,
+        allow_other_frame: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        with warnings.catch_warnings(), _quiet("monai.data.nvimgcodec_pydicom_plugin"):
+            warnings.simplefilter("ignore")
+            super().__init__(keys, reader=None, image_only=True, allow_missing_keys=allow_missing_keys)
+        self.channels, self.reference, self.allow_other_frame = tuple(channels), reference, allow_other_frame
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict:
+        """Read every study."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            path = d.pop(key)
+            study = read_mri_study(path, reference=self.reference, allow_other_frame=self.allow_other_frame)
+            kept = {c: v for c, v in study.volumes.items() if c in self.channels}
+            if not kept:
+                found = ", ".join(study.volumes)
+                raise InputError(
+                    "mri-no-channel", f"{study.name}: holds {found}; {', '.join(self.channels)} are read here"
+                )
+            d |= {channel: to_metatensor(volume, name=study.name) for channel, volume in kept.items()}
+        return d

@@ -19,6 +19,7 @@ from volseg.labels import MRI_CHANNELS, LesionKind, MriChannel
 from volseg.ops.random_fields import smooth_noise
 from volseg.phantoms import BUILDS, Region, _canvas, _draw, _mineral
 from volseg.phantoms.canvas import Canvas
+from volseg.phantoms.mri_benign import blob, lookalikes
 from volseg.phantoms.mri_signal import CORTEX, PROTOCOLS, TISSUES, draw_contrasts, marrow_signal, spin_echo
 from volseg.types import Volume
 
@@ -31,7 +32,8 @@ class MriOptions:
     """The examination. Sagittal slices: `spacing_mm` is along R, A, S of the first channel; the others differ a little.
 
     `bias` is the largest shading (0.3 is +-30 %), `noise` the deviation over the marrow's mean signal in T1;
-    `motion_mm` and `motion_degrees` bound each channel's movement against the first along and about each axis.
+    `motion_mm` and `motion_degrees` bound each channel's movement against the first along and about each axis;
+    `lookalikes` are benign things of `mri_benign`, drawn and not labelled.
     """
 
     region: Region = "abdomen"
@@ -39,6 +41,7 @@ class MriOptions:
     spacing_mm: tuple[float, float, float] = (3.6, 1.0, 1.0)
     size_mm: tuple[float, float, float] = (90.0, 170.0, 160.0)
     lesions: int = 3
+    lookalikes: int = 0
     diameters_mm: tuple[float, float] = (8.0, 26.0)
     kinds: Mapping[LesionKind, float] = field(default_factory=lambda: dict(KIND_WEIGHTS))
     bias: float = 0.3
@@ -63,7 +66,7 @@ class MriPhantom:
     """`volumes` by channel, each int16 on its own grid; the masks lie on the first one's.
 
     `motion` (4, 4) takes a point of the patient, in RAS+ mm at the time of the first channel, to where it was at the
-    time of another. `fat_fraction` is the marrow's.
+    time of another. `fat_fraction` is the marrow's; `lookalikes` names what was drawn that is no lesion.
     """
 
     volumes: Mapping[MriChannel, Volume]
@@ -73,6 +76,7 @@ class MriPhantom:
     lesions: tuple[MriLesion, ...]
     motion: Mapping[MriChannel, Affine]
     fat_fraction: float
+    lookalikes: tuple[str, ...] = ()
 
 
 def mri_phantom(rng: np.random.Generator, options: MriOptions | None = None) -> MriPhantom:
@@ -98,6 +102,8 @@ def mri_phantom(rng: np.random.Generator, options: MriOptions | None = None) -> 
     scene[:3, 3] = position
     fat_fraction = float(rng.uniform(0.35, 0.6))
     weights, drawn = _grow(canvas, marrow, o, rng)
+    benign = lookalikes(canvas, bone, marrow, weights, o.lookalikes, fat_fraction, rng) if o.lookalikes else []
+    painted = [(w, c) for w, (_, c) in zip(weights, drawn, strict=True)] + [(w, c) for _, w, c in benign]
 
     volumes: dict[MriChannel, Volume] = {}
     motion: dict[MriChannel, Affine] = {}
@@ -105,7 +111,7 @@ def mri_phantom(rng: np.random.Generator, options: MriOptions | None = None) -> 
         affine, shape = _grid(o, rng, reference=not volumes, scene=scene)
         motion[channel] = _movement(o, rng, scene, canvas.hu.shape) if volumes else np.eye(4)
         signal = _signal(canvas, bone, marrow, channel, fat_fraction, rng)
-        for weight, (_, contrasts) in zip(weights, drawn, strict=True):
+        for weight, contrasts in painted:
             tissue = marrow_signal(channel, fat_fraction) * (1 + contrasts[channel])
             grain = 1 + 0.08 * smooth_noise(signal.shape, canvas.spacing_mm, 2.0, rng)
             signal += weight * (tissue * grain - signal)
@@ -128,7 +134,8 @@ def mri_phantom(rng: np.random.Generator, options: MriOptions | None = None) -> 
             lesions.append(MriLesion(number, kind, middle, volume_mm3, contrasts))
     is_bone = shares[0] > 0.5
     return MriPhantom(
-        volumes, instances, is_bone, is_bone & (shares[1] > 0.5), tuple(lesions), motion, fat_fraction
+        volumes, instances, is_bone, is_bone & (shares[1] > 0.5), tuple(lesions), motion, fat_fraction,
+        tuple(kind for kind, _, _ in benign),
     )  # fmt: skip
 
 
@@ -151,15 +158,7 @@ def _grow(
         kind = kinds[int(rng.choice(len(kinds), p=odds / odds.sum()))]
         radius = float(np.exp(rng.uniform(*np.log(o.diameters_mm)))) / 2
         ijk = np.unravel_index(places[rng.integers(places.size)], shape)
-        radii = radius * np.exp(rng.normal(0, 0.15, 3))
-        rough = 0.12 * smooth_noise(shape, spacing, 0.5 * radius, rng)
-        axes = [
-            ((v - v[i]) / r).reshape(d)
-            for v, i, r, d in zip(
-                (canvas.x, canvas.y, canvas.z), ijk, radii, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True
-            )
-        ]
-        depth = (1 + rough - np.sqrt(axes[0] ** 2 + axes[1] ** 2 + axes[2] ** 2)) * radius
+        depth = blob(canvas, ijk, radius, rng)
         weight = (canvas.cover(depth) * canvas.cover(canvas.bone_depth_mm - 0.5)).astype(np.float32)
         weight[_elsewhere(weight > 0.5, ijk)] = 0
         mask = weight > 0.5
