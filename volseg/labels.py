@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-LesionKind = Literal["lytic", "sclerotic", "mixed"]
+# "unknown" where nothing tells: lytic and sclerotic are read from Hounsfield units, which MRI does not have.
+LesionKind = Literal["lytic", "sclerotic", "mixed", "unknown"]
 LESION_KINDS: tuple[LesionKind, ...] = ("lytic", "sclerotic", "mixed")
 
 # T1c is T1 after contrast agent. This order is that of the channels a network sees; the first one there is the

@@ -171,25 +171,27 @@ def longest_axial_diameter_mm(mask: NDArray, affine: ArrayLike) -> float:
 
 def measure_lesions(
     instances: NDArray,
-    hu: NDArray,
+    hu: NDArray | None,
     affine: ArrayLike,
     *,
     probability: NDArray,
-    marrow_hu: tuple[float, float],
+    marrow_hu: tuple[float, float] = (math.nan, math.nan),
 ) -> tuple[Lesion, ...]:
     """Measure every lesion of an instance mask; `instances`, `hu`, `probability` (X, Y, Z) on one grid, in id order.
 
     `marrow_hu` is what `normal_marrow_hu` returned; with NaN the kinds come from fixed HU anchors (logged).
+    Without `hu` (MRI, whose signals are arbitrary) HU are NaN and every kind is "unknown".
     An empty mask gives (). Raises ValueError if the shapes differ.
     """
-    if not instances.shape == hu.shape == probability.shape:
-        raise ValueError(f"instances {instances.shape}, hu {hu.shape}, probability {probability.shape}: not one grid")
-    if not math.isfinite(marrow_hu[0]):
+    if instances.shape != probability.shape or (hu is not None and hu.shape != instances.shape):
+        given = "" if hu is None else f"hu {hu.shape}, "
+        raise ValueError(f"instances {instances.shape}, {given}probability {probability.shape}: not one grid")
+    if hu is not None and not math.isfinite(marrow_hu[0]):
         log.info("no normal marrow was found: kinds are judged by fixed limits of %g and %g HU", *FIXED_ANCHORS_HU)
     lesions = []
     for id_, box in _boxes(instances):
         mask = instances[box] == id_
-        values = hu[box][mask].astype(np.float64)
+        values = None if hu is None else hu[box][mask].astype(np.float64)
         start = [s.start for s in box]
         center = voxel_to_ras_mm(affine, np.argwhere(mask).mean(axis=0) + start)
         lesions.append(
@@ -197,12 +199,12 @@ def measure_lesions(
                 id=id_,
                 score=float(probability[box][mask].mean(dtype=np.float64)),
                 center_ras_mm=(float(center[0]), float(center[1]), float(center[2])),
-                volume_mm3=values.size * voxel_volume_mm3(affine),
+                volume_mm3=int(np.count_nonzero(mask)) * voxel_volume_mm3(affine),
                 longest_axial_diameter_mm=longest_axial_diameter_mm(mask, affine),
-                mean_hu=float(values.mean()),
-                min_hu=float(values.min()),
-                max_hu=float(values.max()),
-                kind=lesion_kind(values, marrow_hu),
+                mean_hu=math.nan if values is None else float(values.mean()),
+                min_hu=math.nan if values is None else float(values.min()),
+                max_hu=math.nan if values is None else float(values.max()),
+                kind="unknown" if values is None else lesion_kind(values, marrow_hu),
                 box=(start[0], start[1], start[2], box[0].stop, box[1].stop, box[2].stop),
             )
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from volseg import __version__
 from volseg.errors import InputError, UsageError
 from volseg.geometry import spacing_mm, voxel_volume_mm3
 from volseg.inference.bundle import LoadedBundle
-from volseg.inference.segment import segment_volume
+from volseg.inference.reads import MR, channels_of, modality_of
+from volseg.inference.segment import segment_sequences, segment_volume
 from volseg.io import write_nifti
+from volseg.io.mri_candidates import plane_of
 from volseg.measure import measure_lesions, normal_marrow_hu
 from volseg.origin.features import lesion_features
 from volseg.origin.frozen import with_origin
@@ -34,6 +37,8 @@ RESULT_FILE = "result.json"
 
 # A CT whose slices are thicker than this was not in the training data's heart: said, not refused.
 THICK_SLICE_MM = 3.5
+# Spine protocols have sagittal slices of 3 to 5 mm, and the MRI bundles work on such.
+THICK_MRI_SLICE_MM = 5.5
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,22 @@ class OutputOptions:
 
 
 def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], None] = lambda _: None) -> PatientResult:
-    """Find, outline and measure the lesions of one study's CT.
+    """Find, outline and measure the lesions of one study: its CT, or its MRI sequences where the bundle reads those.
 
     Args:
-        study: as `volseg.io.read_study` gives it.
+        study: as `volseg.io.read_study` gives it, or `volseg.io.mri_study.read_mri_study`.
         bundle: as `volseg.inference.bundle.load_bundle` gives it.
         say: called with a line for a person at each stage.
 
     Raises:
-        InputError: the study holds no CT.
+        InputError: the study holds no CT (no sequence the bundle reads); sequences that do not fit one another.
     """
+    if modality_of(bundle.files.metadata) == MR:
+        return _analyse_mri(study, bundle, say)
+    return _analyse_ct(study, bundle, say)
+
+
+def _analyse_ct(study: Study, bundle: LoadedBundle, say: Callable[[str], None]) -> PatientResult:
     volume = _ct_of(study)
     # What a bundle has to confess stands in every report it makes.
     notice = bundle.files.metadata.get("notice")
@@ -92,6 +103,35 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
         warnings=tuple(warnings),
     )
     return _with_origin(result, bundle)
+
+
+def _analyse_mri(study: Study, bundle: LoadedBundle, say: Callable[[str], None]) -> PatientResult:
+    """Masks on the reference series' grid; no HU, no kinds, no bone volume: signals are arbitrary, bone is not sought.
+
+    Nor is the tumour's origin asked for: the head was trained on CT.
+    """
+    channels = channels_of(bundle.files.metadata)
+    study = replace(study, volumes=_sequences_of(study, channels))
+    reference = next(iter(study.volumes.values()))
+    notice = bundle.files.metadata.get("notice")
+    warnings = ([str(notice)] if notice else []) + _mri_doubts(study, channels)
+    x, y, z = reference.voxels.shape
+    size = " x ".join(f"{s:.2f}" for s in spacing_mm(reference.affine))
+    say(f"{study.name}: {', '.join(study.volumes)}; {reference.channel} has {x} x {y} x {z} voxels, {size} mm")
+    say(f"{study.name}: searching the whole volume with {bundle.files.name} on {_device_name(bundle.device)}")
+    segmentation = segment_sequences(study, bundle)
+    start = time.perf_counter()
+    lesions = measure_lesions(segmentation.instances, None, reference.affine, probability=segmentation.probability)
+    return PatientResult(
+        study=replace(study, notes=(*study.notes, *segmentation.notes)),
+        instances=segmentation.instances,
+        probability=segmentation.probability,
+        lesions=lesions,
+        provenance=_provenance(bundle),
+        bone_volume_mm3=math.nan,
+        seconds=dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)},
+        warnings=tuple(warnings),
+    )
 
 
 def _with_origin(result: PatientResult, bundle: LoadedBundle) -> PatientResult:
@@ -154,6 +194,35 @@ def _ct_of(study: Study) -> Volume:
             "wrong-modality", f"{study.source or study.name}: this bundle reads CT; the study holds {found}"
         )
     return study.volumes["CT"]
+
+
+def _sequences_of(study: Study, channels: Sequence[str]) -> dict[str, Volume]:
+    """The study's volumes that the bundle reads, the reference first."""
+    kept = {channel: volume for channel, volume in study.volumes.items() if channel in channels}
+    if not kept:
+        found = ", ".join(study.volumes) or "nothing"
+        raise InputError(
+            "wrong-modality",
+            f"{study.source or study.name}: this bundle reads MRI ({', '.join(channels)}); the study holds {found}",
+        )
+    return kept
+
+
+def _mri_doubts(study: Study, channels: Sequence[str]) -> list[str]:
+    reference = next(iter(study.volumes.values()))
+    doubts = []
+    missing = [channel for channel in channels if channel not in study.volumes]
+    if missing:
+        doubts.append(f"read without {', '.join(missing)}: fewer sequences find fewer lesions")
+    plane = plane_of(reference.affine)
+    if plane not in ("sagittal", "volume"):
+        doubts.append(f"the reference {reference.channel} has {plane} slices; the bundle was trained on sagittal ones")
+    thickest = float(spacing_mm(reference.affine).max())
+    if thickest > THICK_MRI_SLICE_MM:
+        doubts.append(
+            f"voxels are {thickest:.1f} mm long: lesions smaller than about {2 * thickest:.0f} mm can be missed"
+        )
+    return doubts
 
 
 def _doubts(volume: Volume) -> list[str]:

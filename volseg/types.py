@@ -46,8 +46,9 @@ class Lesion:
     """One lesion, measured. `id` is its voxel value in the instance mask.
 
     `score` is the mean lesion probability inside the mask; `box` is the half-open voxel box (x0, y0, z0, x1, y1, z1)
-    on the source grid; diameters are between voxel centers plus one voxel, in the axial plane. `p_lung` is the
-    calibrated probability that its tumour started in the lung, None where that was not asked.
+    on the source grid; diameters are between voxel centers plus one voxel, in the axial plane. In MRI the HU are NaN
+    and `kind` is "unknown". `p_lung` is the calibrated probability that its tumour started in the lung, None where that
+    was not asked.
     """
 
     id: int
@@ -106,7 +107,8 @@ class PatientResult:
     """Everything known about one study, sealed. Whatever comes after this only reads.
 
     `instances` (X, Y, Z) uint16 and `probability` (X, Y, Z) float32 lie on the source grid: same shape, same affine.
-    `marrow_hu` is (median, robust standard deviation) of the patient's own normal marrow, NaN where none was found.
+    `marrow_hu` is (median, robust standard deviation) of the patient's own normal marrow, NaN where none was found;
+    `bone_volume_mm3` is NaN where bone was not looked for, as in MRI.
     `origin` is None where nobody asked where the tumour started.
     """
 
@@ -120,6 +122,11 @@ class PatientResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     origin: PatientOrigin | None = None
+
+    @property
+    def in_hounsfield(self) -> bool:
+        """Whether voxel values mean something: HU in CT, arbitrary signals elsewhere."""
+        return self.image.channel == "CT"
 
     @property
     def image(self) -> Volume:

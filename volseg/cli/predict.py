@@ -1,4 +1,4 @@
-"""`volseg predict`: outline bone lesions in one or many studies."""
+"""`volseg predict`: outline bone lesions in one or many studies, read as the bundle wants them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volseg.cli.reading import checked_modality, read_for
 from volseg.cli.shared import (
     FORMATTER,
     Commands,
@@ -31,7 +32,11 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="outline bone lesions in one or many studies",
         description="Writes OUT/<study>/: lesions.nii.gz (lesion numbers on the source grid), lesions.csv,\n"
         "result.json, preview.png and report.html. A study without lesions is a success. Studies that are\n"
-        "already there are skipped, so a long run can be stopped and started again.",
+        "already there are skipped, so a long run can be stopped and started again.\n\n"
+        "A bundle for MRI takes a folder of sequences (DICOM, or files named by their sequence) as one study:\n"
+        "  volseg predict MRI_FOLDER --bundle spine_mri_unet_segmentation -o out\n"
+        "`volseg info MRI_FOLDER` says which series serves which channel; --channel overrides it. The masks lie on\n"
+        "the grid of the reference series, by default the first of T1, T1c, T2, STIR that is there.",
     )  # fmt: skip
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="NIfTI, NRRD, MHA, DICOM file, DICOM folder or zip")
     predict.add_argument("-o", "--out", required=True, type=Path, help="folder for the results")
@@ -42,6 +47,10 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     predict.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
     predict.add_argument("--series", metavar="UID", help="which DICOM series to use (a UID or its last digits)")
+    predict.add_argument("--channel", action="append", default=[], metavar="T1=PATH",
+                         help="MRI: the series of a channel (a path, or a series UID's last digits)")  # fmt: skip
+    predict.add_argument("--reference", metavar="CHANNEL", help="MRI: the sequence whose grid the masks lie on")
+    predict.add_argument("--register", action="store_true", help="MRI: move the other sequences rigidly onto it first")
     predict.add_argument("--name", help="folder name of the result (one input only)")
     predict.add_argument("--probability", action="store_true", help="also write probability.nii.gz")
     predict.add_argument("--all-windows", action="store_true", help="search the whole volume, not only where bone is")
@@ -57,14 +66,13 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from volseg.io import read_study
-
     if args.name and len(args.inputs) > 1:
         raise UsageError("name-for-many", "--name names one study; leave it out when there are several inputs")
     out: Path = args.out
     check_output(out, args.inputs)
     names = unique_names([args.name or study_name(item) for item in args.inputs])
     bundles = _asked_bundles(args)
+    reads = checked_modality(bundles, args)
     todo = [
         (item, name)
         for item, name in zip(args.inputs, names, strict=True)
@@ -75,7 +83,7 @@ def _predict(args: argparse.Namespace) -> int:
     for item, name in todo:
         start = time.perf_counter()
         try:
-            study = read_study(Path(item), series_uid=args.series, name=name)
+            study = read_for(reads, item, name, args)
             read_seconds = time.perf_counter() - start
             for bundle, folder in zip(bundles, _folders(out, name, bundles), strict=True):
                 if len(bundles) > 1 and already_done(folder, args.overwrite):

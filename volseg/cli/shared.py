@@ -21,6 +21,7 @@ Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not 
 def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     from volseg.inference.bundle import find_bundle, load_bundle
     from volseg.inference.precision import best_precision
+    from volseg.inference.reads import MR, modality_of
 
     overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
     if args.overlap is not None:
@@ -30,6 +31,8 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     if args.precision is not None:
         overrides["inferer#precision"] = best_precision(args.device) if args.precision == "auto" else args.precision
     files = find_bundle(bundle, trust=args.trust_bundle)
+    if modality_of(files.metadata) == MR:
+        overrides |= {"reference": getattr(args, "reference", None), "register": getattr(args, "register", False)}
     return load_bundle(files, device=args.device, overrides=overrides)
 
 

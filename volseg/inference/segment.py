@@ -1,10 +1,11 @@
-"""A bundle and a Volume in; lesions, probability and bone on the source grid out."""
+"""A bundle and a CT, or the sequences of an MRI study, in; lesions and probability on the source grid out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from volseg.inference.bundle import LoadedBundle
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor
-from volseg.types import Volume
+from volseg.transforms.mri import study_tensors
+from volseg.types import Study, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class Segmentation:
     """What a segmentation bundle says about one volume; every array (X, Y, Z) lies on the volume's own grid.
 
     `bone` is 0 outside bone, 1 in cortex, 2 in marrow. `seconds` names the stages. `scores`: of lesion 1, 2, ... where
-    the bundle is a detector, None where it only outlines.
+    the bundle is a detector, None where it only outlines. `notes`: what preprocessing has to say (registrations).
     """
 
     instances: NDArray[np.uint16]
@@ -30,14 +32,27 @@ class Segmentation:
     bone: NDArray[np.uint8]
     seconds: Mapping[str, float]
     scores: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def segment_volume(volume: Volume, bundle: LoadedBundle) -> Segmentation:
     """Run a segmentation bundle on one volume. The result's shape equals the volume's, by assertion."""
+    return _segment({"image": to_metatensor(volume)}, volume, bundle)
+
+
+def segment_sequences(study: Study, bundle: LoadedBundle) -> Segmentation:
+    """Run a bundle that reads MRI on the sequences of one study; the masks lie on the grid of its first one.
+
+    Raises InputError: those of `volseg.transforms.mri`.
+    """
+    return _segment(study_tensors(study), next(iter(study.volumes.values())), bundle)
+
+
+def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Segmentation:
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
 
-    data = bundle.preprocessing({"image": to_metatensor(volume)})
+    data = bundle.preprocessing(given)
     bone = data.get("bone")
     clock.lap("preprocessing")
 
@@ -64,7 +79,8 @@ def segment_volume(volume: Volume, bundle: LoadedBundle) -> Segmentation:
         assert array.shape == volume.voxels.shape, (
             f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
         )
-    return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"))
+    notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
+    return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
 
 
 def _voxels(tensor: torch.Tensor) -> NDArray:

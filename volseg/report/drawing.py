@@ -25,7 +25,12 @@ PAPER = "#0d1117"
 INK = "#e6edf3"
 FAINT_INK = "#9aa7b4"
 # Told apart on grey anatomy and by colour-blind readers (after Okabe and Ito's palette).
-KIND_COLOURS: dict[LesionKind, str] = {"lytic": "#ff9f1c", "sclerotic": "#4cc9f0", "mixed": "#f277c6"}
+KIND_COLOURS: dict[LesionKind, str] = {
+    "lytic": "#ff9f1c",
+    "sclerotic": "#4cc9f0",
+    "mixed": "#f277c6",
+    "unknown": "#ff9f1c",
+}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from volseg.geometry import spacing_mm
+from volseg.labels import LESION_KINDS
 from volseg.report import drawing
 from volseg.report.drawing import FAINT_INK, INK, KIND_COLOURS, Sheet, Window
 from volseg.report.files import write_whole
 from volseg.report.projections import GAP_PX, arrange, draw_projections, project
 from volseg.report.summary import INTENDED_USE, MOST_PICTURED, by_size, summarise, volume_in_words
-from volseg.report.views import PLANES, Plane, Upright, upright
+from volseg.report.views import LOOKS_ALONG, PLANES, Plane, Upright, upright
 from volseg.types import Lesion, PatientResult
 
 BONE_WINDOW_HU = (-500.0, 1300.0)  # level 400, width 1800
@@ -23,7 +25,7 @@ MOST_SLICES = 6
 
 
 def write_preview(result: PatientResult, path: Path | str) -> Path:
-    """One PNG, 1600 x 1000: coronal and sagittal projections with all lesions, axial slices of the six largest."""
+    """One PNG, 1600 x 1000: coronal and sagittal projections with all lesions, slices through the six largest."""
     return write_whole(path, preview(result))
 
 
@@ -37,10 +39,10 @@ def preview(result: PatientResult) -> bytes:
     height = arrangement.height
     sheet = Sheet(1600, top + height + 48)
     sheet.text(24, 14, shortened(result.study.name, 70), size_px=26, fontweight="bold")
-    kinds = f": {summary.kinds_in_words}" if summary.count else ""
+    kinds = f": {summary.kinds_in_words}" if summary.kinds_in_words else ""
     sheet.text(24, 54, summary.headline + kinds, size_px=20, colour=FAINT_INK)
     sheet.text(1576, 14, "volseg", size_px=26, ha="right", fontweight="bold", colour=FAINT_INK)
-    _draw_legend(sheet, 24, top + height + 24, summary.count)
+    _draw_legend(sheet, 24, top + height + 24, result)
     sheet.text(1576, top + height + 24, INTENDED_USE, size_px=14, ha="right", va="center", colour=FAINT_INK)
     draw_projections(sheet, grid, result, projections, arrangement, left=24, top=top, width=left_width)
     if lesions:
@@ -61,7 +63,7 @@ def overview(result: PatientResult) -> bytes:
     arrangement = arrange(projections, width, lowest=300, highest=780)
     sheet = Sheet(width, arrangement.height + (34 if result.lesions else 0))
     draw_projections(sheet, grid, result, projections, arrangement, left=0, top=0, width=width)
-    _draw_legend(sheet, 10, arrangement.height + 18, len(result.lesions))
+    _draw_legend(sheet, 10, arrangement.height + 18, result)
     return sheet.png()
 
 
@@ -106,7 +108,7 @@ def _draw_slices(
     width: float,
     height: float,
 ) -> None:
-    """Axial slices through the centers of lesions, in as many columns as make the panels largest."""
+    """Axial slices (MRI: as it was scanned) through the centers of lesions, in as many columns as make the panels largest."""
     title = 24
     count = len(lesions)
 
@@ -120,11 +122,23 @@ def _draw_slices(
         row, column = divmod(n, columns)
         x, y = left + column * (panel_width + GAP_PX), top + row * (panel_height + title + GAP_PX)
         axes = sheet.panel(x, y + title, panel_width, panel_height)
-        _draw_plane(axes, grid, result, lesion, "axial")
+        _draw_plane(axes, grid, result, lesion, _finest_plane(grid, result))
         colour = KIND_COLOURS[lesion.kind]
         sheet.text(x, y + 2, f"{lesion.id}", size_px=16, colour=colour, fontweight="bold")
-        words = f"{lesion.kind}, {volume_in_words(lesion.volume_mm3)}"
+        words = volume_in_words(lesion.volume_mm3)
+        if result.in_hounsfield:
+            words = f"{lesion.kind}, {words}"
         sheet.text(x + 12 + 10 * len(str(lesion.id)), y + 3, words, size_px=14, colour=colour)
+
+
+def _finest_plane(grid: Upright, result: PatientResult) -> Plane:
+    """Axial in CT; elsewhere the plane of the slices, sagittal where voxels are cubes."""
+    steps = spacing_mm(grid.affine)
+    if result.in_hounsfield:
+        return "axial"
+    if steps.max() < 1.2 * steps.min():
+        return "sagittal"
+    return next(plane for plane in PLANES if LOOKS_ALONG[plane] == int(steps.argmax()))
 
 
 def _draw_plane(axes: Axes, grid: Upright, result: PatientResult, lesion: Lesion, plane: Plane) -> None:
@@ -154,11 +168,17 @@ def _grey_range(grid: Upright, channel: str) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def _draw_legend(sheet: Sheet, left: float, middle: float, count: int) -> None:
-    """What the colours mean, and how many lesions carry a number."""
+def _draw_legend(sheet: Sheet, left: float, middle: float, result: PatientResult) -> None:
+    """What the colours mean, or which image it is where they mean nothing; how many lesions carry a number."""
+    count = len(result.lesions)
+    if not result.in_hounsfield:
+        sheet.text(left, middle, f"on {result.image.channel}", size_px=15, colour=FAINT_INK, va="center")
+        left += 60
     if count == 0:
         return
-    for kind, colour in KIND_COLOURS.items():
+    for kind, colour in KIND_COLOURS.items() if result.in_hounsfield else ():
+        if kind not in LESION_KINDS:
+            continue
         sheet.text(left, middle, "■", size_px=18, colour=colour, va="center")
         sheet.text(left + 20, middle, kind, size_px=15, colour=INK, va="center")
         left += 34 + 9 * len(kind)

@@ -63,6 +63,8 @@ def render_report(result: PatientResult, *, seconds: Mapping[str, float] | None 
     return template.render(
         intended_use=INTENDED_USE,
         study=result.study,
+        ct=result.in_hounsfield,
+        modality="CT" if result.in_hounsfield else f"MRI ({', '.join(result.study.volumes)})",
         summary=summary,
         total_volume=volume_in_words(summary.total_volume_mm3),
         bone_share=_share_of_bone(result, summary.total_volume_mm3),
@@ -72,7 +74,7 @@ def render_report(result: PatientResult, *, seconds: Mapping[str, float] | None 
         lesions_have_origin=lesions_have_origin(result),
         warnings=result.warnings,
         notes=[note for note in result.study.notes if note not in result.warnings],
-        no_bone=not result.bone_volume_mm3 > 0,
+        no_bone=result.in_hounsfield and not result.bone_volume_mm3 > 0,
         overview=_inline(overview(result)),
         rows=[
             _row(lesion, grid, largest_volume_mm3, pictured=lesion.id in ids_with_pictures)

@@ -1,4 +1,4 @@
-"""All lesions at a glance: bone projections with every lesion's shadow, numbered from the margins."""
+"""All lesions at a glance: bone projections (MRI: slices) with every lesion's shadow, numbered from the margins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from volseg.report import drawing
 from volseg.report.body import body
 from volseg.report.drawing import KIND_COLOURS, Sheet, Window
 from volseg.report.summary import by_size, pictured
-from volseg.report.views import Picture, Plane, Upright
+from volseg.report.views import LOOKS_ALONG, Picture, Plane, Upright
 from volseg.types import Lesion, PatientResult
 
 PROJECTED: tuple[Plane, ...] = ("coronal", "sagittal")
@@ -43,12 +43,23 @@ class Projection:
 
 
 def project(grid: Upright, result: PatientResult) -> tuple[Projection, ...]:
-    """Coronal and sagittal maximum projections, cut to bone and lesions, with the same rows on show in both."""
-    patient = body(grid.values, grid.affine) if result.image.channel == "CT" else None
-    pictures = [grid.brightest(plane, patient) for plane in PROJECTED]
+    """Coronal and sagittal maximum projections, cut to bone and lesions, with the same rows on show in both.
+
+    Where bone is not what shines (MRI) it is the slices through the largest lesion, or through the middle.
+    """
+    if result.in_hounsfield:
+        patient = body(grid.values, grid.affine)
+        pictures = [grid.brightest(plane, patient) for plane in PROJECTED]
+    else:
+        pictures = [grid.cut(plane, _telling_slice(grid, plane, result)) for plane in PROJECTED]
     bounds = [_worth_showing(grid, picture, result) for picture in pictures]
     top, bottom = min(b[2] for b in bounds), max(b[3] for b in bounds)
     return tuple(Projection(p, (b[0], b[1], top, bottom)) for p, b in zip(pictures, bounds, strict=True))
+
+
+def _telling_slice(grid: Upright, plane: Plane, result: PatientResult) -> int:
+    largest = by_size(result)[:1]
+    return grid.slice_of(plane, largest[0]) if largest else grid.values.shape[LOOKS_ALONG[plane]] // 2
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ def draw_projections(
         darkest, brightest = _grey_range(picture, result.image.channel)
         drawing.show(axes, picture, window, darkest=darkest, brightest=brightest)
         _draw_shadows(axes, grid, picture, result)
-        drawing.caption(axes, f"{picture.plane} projection")
+        drawing.caption(axes, f"{picture.plane} {'projection' if result.in_hounsfield else 'slice, all lesions'}")
         drawing.mark_directions(axes, picture)
         drawing.mark_scale(axes, fits_in_mm=min(p.width_mm for p in projections))
 
@@ -119,7 +130,7 @@ def _worth_showing(grid: Upright, picture: Picture, result: PatientResult) -> tu
     """Where bone (without specks) and lesions lie, with a margin; the whole picture where there is none."""
     whole = picture.bounds_mm
     bone = np.argwhere(picture.values > BONE_HU)
-    if result.image.channel != "CT" or len(bone) < 0.01 * picture.values.size:
+    if not result.in_hounsfield or len(bone) < 0.01 * picture.values.size:
         return whole
     at = [np.percentile(picture.to_mm(bone[:, ::-1]), (0.5, 99.5), axis=0)]
     for lesion in by_size(result)[:MOST_SHADOWS]:

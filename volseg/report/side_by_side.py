@@ -65,7 +65,7 @@ def _cell(lesion: dict[str, Any]) -> dict[str, Any]:
     p_lung = lesion.get("p_lung")
     return {
         "id": lesion["id"],
-        "kind": lesion["kind"],
+        "kind": "lesion" if lesion["kind"] == "unknown" else lesion["kind"],
         "volume": volume_in_words(lesion["volume_mm3"]),
         "score": f"{lesion['score']:.2f}",
         "center": center_in_words(tuple(lesion["center_ras_mm"])),

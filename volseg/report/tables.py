@@ -18,7 +18,7 @@ import numpy as np
 
 from volseg.geometry import axis_codes, spacing_mm
 from volseg.report.files import write_whole
-from volseg.report.summary import INTENDED_USE, by_size, lesions_have_origin, summarise
+from volseg.report.summary import INTENDED_USE, PatientSummary, by_size, lesions_have_origin, summarise
 from volseg.types import Lesion, PatientResult
 
 SCHEMA_VERSION = "1.0"
@@ -73,7 +73,8 @@ def result_document(
     """Everything about one study as JSON types; NaN and Inf become None.
 
     `files` are the names of the files written beside it; `seconds` adds stages timed after the result was sealed
-    (writing), by name. `origin`, and `p_lung` of a lesion, are there only where the result has them.
+    (writing), by name. `origin`, and `p_lung` of a lesion, are there only where the result has them. In MRI HU, kinds
+    and bone volume are None, and `study.sequences` says what was read.
     """
     summary = summarise(result)
     image = result.image
@@ -95,7 +96,7 @@ def result_document(
         "summary": {
             "lesion_count": summary.count,
             "total_volume_mm3": summary.total_volume_mm3,
-            "by_kind": summary.by_kind,
+            "by_kind": summary.by_kind if result.in_hounsfield else None,
             "largest_lesion_id": summary.largest.id if summary.largest else None,
             "largest_volume_mm3": summary.largest.volume_mm3 if summary.largest else None,
             "longest_axial_diameter_mm": max(
@@ -107,7 +108,7 @@ def result_document(
         "normal_marrow": {
             "median_hu": result.marrow_hu[0],
             "robust_sd_hu": result.marrow_hu[1],
-            "kinds_judged_by": "the patient's own marrow" if summary.marrow_known else "fixed HU limits",
+            "kinds_judged_by": _judged_by(result, summary),
         },
         "provenance": asdict(result.provenance),
         "device": result.provenance.device,
@@ -115,9 +116,25 @@ def result_document(
         "warnings": list(result.warnings),
         "files": [str(name) for name in files],
     }
+    if not result.in_hounsfield:
+        # The image the masks lie on is `study.channel`; these are all that were read.
+        document["study"]["sequences"] = {
+            channel: {
+                "shape": list(volume.voxels.shape),
+                "spacing_mm": spacing_mm(volume.affine),
+                "series_uid": volume.series_uid,
+            }
+            for channel, volume in result.study.volumes.items()
+        }
     if result.origin is not None:
         document["origin"] = {**asdict(result.origin), "verdict": result.origin.verdict}
     return {key: as_json(value) for key, value in document.items()}
+
+
+def _judged_by(result: PatientResult, summary: PatientSummary) -> str:
+    if not result.in_hounsfield:
+        return "nothing: MRI has no Hounsfield units"
+    return "the patient's own marrow" if summary.marrow_known else "fixed HU limits"
 
 
 def write_result_json(
