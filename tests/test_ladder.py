@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "volseg"
 # `types` stands on `labels`: a Lesion carries a kind from the vocabulary, and the vocabulary needs no noun.
 LADDER = (
     ("cli",),
-    ("demo", "evaluate"),
+    ("demo", "evaluate", "synthetic"),
     ("pipeline", "side_by_side", "train", "synth", "synth_mri", "synth_slices"),
     ("io", "inference", "training", "origin", "evaluation", "dicom", "report"),
     ("transforms", "detection", "phantoms", "measure"),

@@ -124,7 +124,7 @@ def grow_case(source: Source, options: SynthOptions, number: int) -> tuple[Volum
     else:
         volume, bone = source.volume, source.bone
     if options.block_mm is not None:
-        volume, bone = _block(volume, bone, options.block_mm, rng)
+        volume, bone = cut_block(volume, bone, options.block_mm, rng)
     n_lesions = 0 if rng.random() < options.healthy else int(rng.integers(options.lesions[0], options.lesions[1] + 1))
     n_distractors = int(rng.integers(options.distractors[0], options.distractors[1] + 1))
     grown = grow_lesions(volume, n=n_lesions, rng=rng, bone=bone, scanner=source.scanner, distractors=n_distractors)
@@ -149,7 +149,7 @@ def _write_case(source: Source, stem: str, paths: dict[str, Path], options: Synt
     write_nifti(paths["label"], instances, volume.affine, dtype=np.uint16)
 
 
-def _block(volume: Volume, bone: BoneMask, size_mm: float, rng: np.random.Generator) -> tuple[Volume, BoneMask]:
+def cut_block(volume: Volume, bone: BoneMask, size_mm: float, rng: np.random.Generator) -> tuple[Volume, BoneMask]:
     """Crop about `size_mm` around a random marrow (else bone) voxel, kept inside the volume."""
     candidates = np.flatnonzero(bone.marrow if bone.marrow.any() else bone.bone)
     center = np.unravel_index(candidates[rng.integers(candidates.size)], bone.bone.shape)

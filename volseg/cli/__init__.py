@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 from volseg import __version__
-from volseg.cli import bundles, demo, evaluate, info, predict, synth, train, validate
+from volseg.cli import bundles, demo, evaluate, info, predict, synth, synth_sites, train, validate
 from volseg.cli.shared import FORMATTER, refuse
 from volseg.errors import VolsegError
 
@@ -26,6 +26,7 @@ examples:
   volseg predict STUDY -o out               outline bone lesions; out/<study>/report.html shows them
   volseg predict a.nii.gz b/ c.zip -o out   several studies; finished ones are skipped when run again
   volseg synth CT -o synth --n 10 --seed 1  grow lesions of known mask in the bone of a real CT
+  volseg synth cohort --site B -o cohort    synthetic patients of a hospital; `synth gallery` shows them
   volseg train BUNDLE --data synth -o new   train or fine-tune a bundle; goes on where it was cut off
   volseg evaluate --pred out --truth masks  compare predictions with true masks; intervals, figures, one page
   volseg validate --data cohort --train-site B --test-site A    freeze a rule at one site, test it once at another
@@ -38,7 +39,7 @@ exit codes: 0 fine, 1 something could not be processed, 2 wrong usage
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(synth_sites.joined(sys.argv[1:] if argv is None else argv))
     if args.command is None:
         parser.print_help()
         return 2
@@ -70,6 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="show warnings and progress of every stage")
-    for command in (info, predict, evaluate, validate, synth, train, demo, bundles):
+    for command in (info, predict, evaluate, validate, synth, synth_sites, train, demo, bundles):
         command.add(commands, common)
     return parser

@@ -7,23 +7,28 @@ from pathlib import Path
 
 from volseg.errors import InputError
 
+NOT_FILES = ("patient", "site", "fold")  # what a datalist may say of a case beside its files
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".dcm")
 
 
 def listed_cases(dataset_dir: str, section: str, *, required: bool = True) -> list[dict[str, str]]:
     """Image and label paths of one section of `dataset_dir`/datalist.json (decathlon style), made absolute.
 
+    `dataset_dir` may also be a list of cases itself: OUT/fold.json of `volseg train --folds`, say.
+
     Raises:
         InputError: no datalist, no such section, or files that are not there (all of them are named).
     """
     root = Path(dataset_dir).expanduser().resolve()
-    path = root / "datalist.json"
+    path = root if root.is_file() else root / "datalist.json"
     if not path.is_file():
         raise InputError("datalist-missing", f"{path} does not exist; `volseg synth` writes one, see data/README.md")
     cases = json.loads(path.read_text(encoding="utf-8")).get(section, [])
     if not cases and required:
         raise InputError("datalist-empty", f"{path} lists no case under {section!r}")
-    absolute = [{key: str(root / value) for key, value in case.items()} for case in cases]
+    absolute = [
+        {key: str(path.parent / value) for key, value in case.items() if key not in NOT_FILES} for case in cases
+    ]
     gone = [value for case in absolute for value in case.values() if not Path(value).exists()]
     if gone:
         raise InputError("datalist-files-missing", f"{path} lists {len(gone)} files that are not there: {gone[:5]}")
