@@ -108,7 +108,7 @@ def _draw_slices(
     width: float,
     height: float,
 ) -> None:
-    """Axial slices (MRI: as it was scanned) through the centers of lesions, in as many columns as make the panels largest."""
+    """Slices (axial; MRI: as scanned) through the centers of lesions, in as many columns as make the panels largest."""
     title = 24
     count = len(lesions)
 

@@ -57,6 +57,12 @@ def project(grid: Upright, result: PatientResult) -> tuple[Projection, ...]:
     return tuple(Projection(p, (b[0], b[1], top, bottom)) for p, b in zip(pictures, bounds, strict=True))
 
 
+def _what(result: PatientResult) -> str:
+    if result.in_hounsfield:
+        return "projection"
+    return "slice, all lesions" if result.lesions else "slice"
+
+
 def _telling_slice(grid: Upright, plane: Plane, result: PatientResult) -> int:
     largest = by_size(result)[:1]
     return grid.slice_of(plane, largest[0]) if largest else grid.values.shape[LOOKS_ALONG[plane]] // 2
@@ -111,7 +117,7 @@ def draw_projections(
         darkest, brightest = _grey_range(picture, result.image.channel)
         drawing.show(axes, picture, window, darkest=darkest, brightest=brightest)
         _draw_shadows(axes, grid, picture, result)
-        drawing.caption(axes, f"{picture.plane} {'projection' if result.in_hounsfield else 'slice, all lesions'}")
+        drawing.caption(axes, f"{picture.plane} {_what(result)}")
         drawing.mark_directions(axes, picture)
         drawing.mark_scale(axes, fits_in_mm=min(p.width_mm for p in projections))
 
