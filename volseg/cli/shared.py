@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volseg.errors import UsageError, VolsegError
+from volseg.labels import MRI_CHANNELS
 
 if TYPE_CHECKING:
     from volseg.inference.bundle import LoadedBundle
@@ -32,7 +33,9 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
         overrides["inferer#precision"] = best_precision(args.device) if args.precision == "auto" else args.precision
     files = find_bundle(bundle, trust=args.trust_bundle)
     if modality_of(files.metadata) == MR:
-        overrides |= {"reference": getattr(args, "reference", None), "register": getattr(args, "register", False)}
+        asked = (getattr(args, "reference", None) or "").lower()
+        overrides["reference"] = next((channel for channel in MRI_CHANNELS if channel.lower() == asked), None)
+        overrides["register"] = getattr(args, "register", False)
     return load_bundle(files, device=args.device, overrides=overrides)
 
 

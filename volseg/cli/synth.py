@@ -18,7 +18,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "seed gives the same cases; a run that was cut off goes on. Use the input 'phantom' for a computed\n"
         "patient.",
     )  # fmt: skip
-    synth.add_argument("inputs", nargs="+", metavar="CT", help="CT volume or DICOM folder, or the word 'phantom'")
+    synth.add_argument(
+        "inputs", nargs="+", metavar="CT", help="CT volume or DICOM folder, or 'phantom' or 'mri-phantom'"
+    )
     synth.add_argument("-o", "--out", required=True, type=Path, help="folder for the cases")
     synth.add_argument("--n", type=positive, default=10, help="cases per CT (default: 10)")
     synth.add_argument("--seed", type=int, default=0, help="seed (default: 0)")
@@ -36,6 +38,12 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def _synth(args: argparse.Namespace) -> int:
+    if args.inputs == ["mri-phantom"]:
+        from volseg.synth_mri import MriSynthOptions, write_mri_cases
+
+        asked = MriSynthOptions(args.n, args.seed, args.lesions, args.distractors, args.healthy, args.section)
+        write_mri_cases(args.out, asked, say=print)
+        return 0
     from volseg.io import read_study
     from volseg.synth import PHANTOM, SynthOptions, write_cases
 

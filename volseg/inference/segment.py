@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
+from volseg.errors import VolsegError
 from volseg.inference.bundle import LoadedBundle
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor
@@ -52,7 +53,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
 
-    data = bundle.preprocessing(given)
+    data = _prepared(given, bundle)
     bone = data.get("bone")
     clock.lap("preprocessing")
 
@@ -81,6 +82,19 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
         )
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
     return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
+
+
+def _prepared(given: dict[str, Any], bundle: LoadedBundle) -> dict[Any, Any]:
+    """Preprocessed data. MONAI's Compose hides what a transform refuses in a RuntimeError: it comes out again here."""
+    try:
+        return bundle.preprocessing(given)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, VolsegError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def _voxels(tensor: torch.Tensor) -> NDArray:
