@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "volseg"
 LADDER = (
     ("cli",),
     ("demo", "evaluate", "synthetic"),
-    ("pipeline", "side_by_side", "train", "synth", "synth_mri", "synth_slices"),
+    ("folds", "pipeline", "side_by_side", "train", "synth", "synth_mri", "synth_slices"),
     ("io", "inference", "training", "origin", "evaluation", "dicom", "report"),
     ("transforms", "detection", "phantoms", "measure"),
     ("networks",),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def command(cases, out, epochs=3):
     return [
         "train", "bone_ct_segmamba_segmentation", "--data", str(cases), "-o", str(out), "--epochs", str(epochs),
         "--iterations", "6", "--batch-size", "1", "--seed", "11", "--device", "cpu",
-        "--set", "roi_size=[32,32,32]", "--set", f"network_def={SMALL_NET}",
+        "--set", "roi_size=[32,32,32]", "--set", f"network_def={SMALL_NET}", "--ema", "0.9",
     ]  # fmt: skip
 
 
@@ -57,6 +58,30 @@ def test_a_run_killed_in_the_middle_ends_in_the_bits_of_one_that_was_not(cases, 
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+def test_a_fold_is_validated_and_what_was_averaged_is_saved(cases, tmp_path):
+    out = tmp_path / "out"
+    watched = ["--tensorboard"] if find_spec("tensorboard") else []
+    extra = ["--folds", "2", "--fold", "1", "--set", "val_interval=1", *watched]
+    assert main([*command(cases, out, epochs=1), *extra]) == 0
+    fold = json.loads((out / "fold.json").read_text())
+    assert len(fold["training"]) == len(fold["validation"]) == 1
+    assert (out / "tensorboard").is_dir() == bool(watched)
+    state = torch.load(out / "training_state.pt", weights_only=True)
+    saved, best = (torch.load(out / name, weights_only=True) for name in ("model.pt", "model_best.pt"))
+    for name, value in saved.items():
+        assert torch.equal(value, state["ema"]["weights"][name])
+        assert torch.equal(value, best.get("model", best)[name]), "validated with the averaged weights, too"
+    assert any(not torch.equal(value, state["model"][name]) for name, value in saved.items())
+    assert main([*command(cases, out, epochs=1), "--folds", "2", "--fold", "0"]) == 2
+
+
+def test_a_logger_that_is_not_installed_is_one_clear_line(cases, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("volseg.training.logs.find_spec", lambda name: None)
+    for name in ("tensorboard", "mlflow"):
+        assert main([*command(cases, tmp_path / "out"), f"--{name}"]) == 2
+        assert f"pip install {name}" in capsys.readouterr().err
+
+
 def test_a_finished_training_is_not_begun_again(cases, tmp_path, capsys):
     assert main(command(cases, tmp_path / "out", epochs=1)) == 0
     before = (tmp_path / "out" / "model.pt").stat().st_mtime_ns
@@ -70,6 +95,8 @@ def test_a_finished_training_is_not_begun_again(cases, tmp_path, capsys):
     [
         (["--set", "rio_size=[32,32,32]"], "override-unknown"),
         (["--from", "nowhere.pt"], "weights-missing"),
+        (["--fold", "1"], "fold-wrong"),
+        (["--folds", "9", "--fold", "1"], "folds-too-many"),
     ],
 )
 def test_a_wrong_request_is_one_line(cases, tmp_path, capsys, extra, code):

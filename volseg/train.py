@@ -15,6 +15,7 @@ from volseg.errors import InputError, UsageError
 from volseg.inference.bundle import BundleFiles
 from volseg.inference.datasets import listed_cases
 from volseg.inference.quiet import quiet
+from volseg.training.logs import attach_mlflow, attach_tensorboard, check_installed
 
 DATALIST = "datalist.json"
 
@@ -23,7 +24,10 @@ DATALIST = "datalist.json"
 class TrainOptions:
     """What to change in train.json. None keeps what the bundle says.
 
-    `start_from`: weights to begin with ("shipped": the bundle's own). `overrides`: config entries by id.
+    `start_from`: weights to begin with ("shipped": the bundle's own). `ema_decay`: of the averaged weights that are
+    validated and saved instead of the last ones, 0 for none. `case_list`: a datalist to take the place of the data's
+    own, as `volseg.folds.write_fold` writes it. `tensorboard`, `mlflow`: also log there. `overrides`: config entries by
+    id.
     """
 
     epochs: int | None = None
@@ -34,6 +38,10 @@ class TrainOptions:
     precision: str | None = None
     device: str | None = None
     start_from: str | None = None
+    ema_decay: float | None = None
+    case_list: Path | None = None
+    tensorboard: bool = False
+    mlflow: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +63,10 @@ def train_bundle(
         UsageError: an override the config does not know.
     """
     folder = dataset_folder(data)
-    cases = listed_cases(str(folder), "training")
+    for name in ("tensorboard", "mlflow"):
+        if getattr(options, name):
+            check_installed(name)
+    cases = listed_cases(str(options.case_list or folder), "training")
     config = files.root / "configs" / "train.json"
     known = json.loads(config.read_text(encoding="utf-8"))
     changes = _changes(files, options, known) | {"bundle_root": str(files.root), "dataset_dir": str(folder)}
@@ -72,9 +83,23 @@ def train_bundle(
         config_file=str(config), workflow_type="train", logging_file=False, ckpt_dir=str(out), **changes
     )
     workflow.initialize()
+    _watch(workflow, options, files.name, out)
     workflow.run()
     workflow.finalize()
     return out / "model.pt"
+
+
+def _watch(workflow: ConfigWorkflow, options: TrainOptions, name: str, out: Path) -> None:
+    """Hang the loggers that were asked for onto the trainer, and onto the evaluator where there is one to run."""
+    if not (options.tensorboard or options.mlflow):
+        return
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    validated = bool(workflow.parser.get_parsed_content("val_cases"))
+    evaluator = workflow.parser.get_parsed_content("validate#evaluator") if validated else None
+    if options.tensorboard:
+        attach_tensorboard(trainer, evaluator, out / "tensorboard")
+    if options.mlflow:
+        attach_mlflow(trainer, evaluator, out / "mlruns", name)
 
 
 def dataset_folder(data: Path) -> Path:
@@ -100,9 +125,17 @@ def finished_epochs(state: Path) -> int:
 def _changes(files: BundleFiles, options: TrainOptions, known: Mapping[str, Any]) -> dict[str, Any]:
     changes = {
         name: value
-        for name in ("epochs", "iterations_per_epoch", "batch_size", "learning_rate", "seed", "precision")
+        for name in (
+            "epochs", "iterations_per_epoch", "batch_size", "learning_rate", "seed", "precision", "ema_decay"
+        )
         if (value := getattr(options, name)) is not None
-    }
+    }  # fmt: skip
+    if "ema_decay" in changes and "ema_decay" not in known:
+        raise UsageError("override-unknown", f"{files.name} keeps no averaged weights: its train.json has no ema_decay")
+    if options.case_list is not None:
+        changes["case_list"] = str(options.case_list.resolve())
+        changes["train_cases"] = "$listed_cases(@case_list, 'training')"
+        changes["val_cases"] = "$listed_cases(@case_list, 'validation', required=False)"
     if options.device is not None:
         changes["device"] = f"$torch.device('{options.device}')"
     if options.start_from is not None:

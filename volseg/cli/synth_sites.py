@@ -32,7 +32,7 @@ def _add_cohort(commands: Commands, common: argparse.ArgumentParser) -> None:
         "synth cohort", parents=[common], formatter_class=FORMATTER,
         help="synthetic patients of one hospital",
         description="Patients of one site: its voxel size, point spread, noise and prevalences, lesions whose kind\n"
-        "and size depend on the primary with a stated Bayes AUC. Writes imagesTr, labelsTr, parameters, datalist.json,\n"
+        "and size depend on the primary with a stated Bayes AUC. Writes imagesTr, labelsTr, parameters, datalist.json\n"
         "and patients.csv as `volseg validate --data` reads them; another site goes into the same folder. The same\n"
         "seed gives the same patients; a run that was cut off goes on.\n\n"
         "  volseg synth cohort --site B --patients 40 --seed 7 --ct phantom -o cohort\n"

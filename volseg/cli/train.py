@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.cli.shared import FORMATTER, Commands, positive
+from volseg.errors import UsageError
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -29,6 +30,15 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     train.add_argument("--learning-rate", type=float, help="peak learning rate")
     train.add_argument("--seed", type=int, help="seed of weights, crops and augmentations")
     train.add_argument("--precision", choices=("float32", "bfloat16"), help="of the network's arithmetic")
+    train.add_argument("--ema", type=float, metavar="DECAY",
+                       help="average the weights, validate and save the average (.999 is common)")  # fmt: skip
+    train.add_argument("--folds", type=positive, metavar="N",
+                       help="cross-validation over patients: deal the training section into N folds")  # fmt: skip
+    train.add_argument(
+        "--fold", type=int, metavar="K", help="which of them to validate on, 0 to N-1; see OUT/fold.json"
+    )
+    train.add_argument("--tensorboard", action="store_true", help="also log to OUT/tensorboard, if it is installed")
+    train.add_argument("--mlflow", action="store_true", help="also log to OUT/mlruns, if it is installed")
     train.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     train.add_argument("--set", action="append", default=[], metavar="ID=VALUE",
                        help="override any entry of train.json, value as JSON: --set 'roi_size=[64,64,64]'")  # fmt: skip
@@ -38,7 +48,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from volseg.inference.bundle import find_bundle
-    from volseg.train import TrainOptions, train_bundle
+    from volseg.train import TrainOptions, dataset_folder, train_bundle
 
     overrides: dict[str, Any] = {}
     for item in args.set:
@@ -50,8 +60,22 @@ def _train(args: argparse.Namespace) -> int:
     options = TrainOptions(
         epochs=args.epochs, iterations_per_epoch=args.iterations, batch_size=args.batch_size,
         learning_rate=args.learning_rate, seed=args.seed, precision=args.precision, device=args.device,
-        start_from=args.start_from, overrides=overrides,
+        start_from=args.start_from, overrides=overrides, ema_decay=args.ema, tensorboard=args.tensorboard,
+        mlflow=args.mlflow, case_list=_fold(args, dataset_folder(args.data)),
     )  # fmt: skip
     weights = train_bundle(find_bundle(args.bundle, trust=args.trust_bundle), args.data, args.out, options, say=print)
     print(f"weights in {weights}")
     return 0
+
+
+def _fold(args: argparse.Namespace, data: Path) -> Path | None:
+    """OUT/fold.json where folds were asked for."""
+    from volseg.folds import FoldOptions, write_fold
+
+    if args.folds is None and args.fold is None:
+        return None
+    if args.folds is None or args.fold is None:
+        raise UsageError("fold-wrong", "--folds N and --fold K go together")
+    fold = write_fold(data, args.out, FoldOptions(args.folds, args.fold))
+    print(f"fold {args.fold} of {args.folds}: who is in it stands in {fold}")
+    return fold

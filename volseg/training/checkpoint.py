@@ -37,7 +37,8 @@ class ResumableState:
             return
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, part in self.state.items():
-            _unwrapped(part).load_state_dict(saved[name])
+            # A part that the state does not know gets an empty one: a network refuses it, a new kind of part may not.
+            _unwrapped(part).load_state_dict(saved.get(name, {}))
         engine.state.epoch = int(saved["epoch"])
         engine.state.iteration = int(saved["iteration"])
         _LOG.info("going on after epoch %d of %s", engine.state.epoch, engine.state.max_epochs)
