@@ -10,6 +10,7 @@ import configparser
 import importlib
 import json
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version as installed_version
@@ -25,6 +26,7 @@ from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import _get_fake_spatial_shape
 from monai.utils import set_determinism
 
+from volseg.inference.reads import MR, modality_of
 from volseg.io import write_nifti
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -55,6 +57,7 @@ IDS = {
     "evaluate": ("output_dir", "preprocessing", "postprocessing", "handlers", "key_metric"),
     "train": ("train#handlers", "train#preprocessing", "validate#evaluator", "validate#handlers", "val_interval"),
 }
+SECTIONS = ("training", "validation", "testing")
 INSTALLED = ("volseg.", "monai.", "torch.", "ignite.")
 
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -244,8 +247,32 @@ def test_the_model_card_says_what_the_model_saw_and_where_it_ends(bundle: Path):
     assert "Apache License" in (bundle / "LICENSE").read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def dataset(bundle: Path, request: pytest.FixtureRequest) -> Path:
+    """The smallest data set of what the bundle reads."""
+    reads = modality_of(read_metadata(bundle))
+    return request.getfixturevalue("mri_dataset" if reads == MR else "ct_dataset")
+
+
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mri_dataset(ct_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CT below as if it were two sequences: a folder per case. Nobody looks at the values."""
+    folder = tmp_path_factory.mktemp("mri_dataset")
+    sections = json.loads((ct_dataset / "datalist.json").read_text(encoding="utf-8"))
+    for case in (case for section in SECTIONS for case in sections[section]):
+        study = folder / case["image"].removesuffix(".nii.gz")
+        study.mkdir(parents=True)
+        for name in ("T1", "STIR"):
+            shutil.copy(ct_dataset / case["image"], study / f"{name}.nii.gz")
+        (folder / case["label"]).parent.mkdir(exist_ok=True)
+        shutil.copy(ct_dataset / case["label"], folder / case["label"])
+        case["image"] = study.relative_to(folder).as_posix()
+    (folder / "datalist.json").write_text(json.dumps(sections), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ct_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest data set that data/README.md describes: four CTs of air, bone and one lesion, and a datalist."""
     folder = tmp_path_factory.mktemp("dataset")
     voxels = np.full((40, 36, 24), -1000, np.int16)

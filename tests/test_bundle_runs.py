@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from volseg.cli import main
-from volseg.inference.bundle import DEFAULT_BUNDLE, shipped_bundles
+from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, shipped_bundles
+from volseg.inference.reads import MR, modality_of
 from volseg.io import write_nifti
+from volseg.phantoms.mri import MriOptions, mri_phantom
 from volseg.synth import PHANTOM, SynthOptions, write_cases
 
 SMALL = {"lesions": (1, 2), "distractors": (0, 0), "healthy": 0.0, "block_mm": 64.0}
@@ -27,7 +29,10 @@ every_bundle = pytest.mark.parametrize("bundle", shipped_bundles().values(), ids
 LENIENT = {"threshold": 0.05, "seed_threshold": None, "operating_score": 0.001, "min_volume_mm3": 1.0}
 FIGURES = {
     "bone_ct_segmamba_segmentation": ("lesion_dice", "lesion_sensitivity", "false_positives_per_case"),
+    "spine_mri_unet_segmentation": ("lesion_dice", "lesion_sensitivity", "false_positives_per_case"),
     "bone_ct_mask_rcnn_detection": ("mAP_10_50", "froc_mean", "sensitivity", "false_positives_per_case", "mask_dice"),
+    "bmseg_bmsmm_net_segmentation": ("lesion_dice", "lesion_sensitivity", "false_positives_per_case"),
+    "bmseg_mfp_deeplabv3plus_segmentation": ("lesion_dice", "lesion_sensitivity", "false_positives_per_case"),
 }
 
 
@@ -36,8 +41,41 @@ def bundle() -> Path:
     return shipped_bundles()[DEFAULT_BUNDLE]
 
 
+def reads_mri(bundle: Path) -> bool:
+    return modality_of(find_bundle(bundle).metadata) == MR
+
+
+@pytest.fixture
+def cases(bundle, request) -> Path:
+    """Two small cases under `training`, of the kind the bundle reads, one of them again under `testing`."""
+    return request.getfixturevalue("mri_cases" if reads_mri(bundle) else "ct_cases")
+
+
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory) -> Path:
+def mri_cases(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mri_cases")
+    for number in range(2):
+        write_mri_study(folder / "imagesTr" / f"case{number}", folder / "labelsTr" / f"case{number}.nii.gz", number)
+    case = [{"image": f"imagesTr/case{n}", "label": f"labelsTr/case{n}.nii.gz"} for n in range(2)]
+    (folder / "datalist.json").write_text(json.dumps({"training": case, "testing": case[:1]}))
+    return folder
+
+
+def write_mri_study(study: Path, label: Path, seed: int) -> tuple[int, ...]:
+    """A small phantom, a file per sequence; returns the first one's shape."""
+    small = MriOptions(size_mm=(40.0, 110.0, 70.0), spacing_mm=(4.0, 1.5, 1.5), lesions=2, diameters_mm=(14.0, 22.0))
+    phantom = mri_phantom(np.random.default_rng(seed), small)
+    study.mkdir(parents=True)
+    label.parent.mkdir(parents=True, exist_ok=True)
+    for channel, volume in phantom.volumes.items():
+        write_nifti(study / f"{channel}.nii.gz", volume.voxels, volume.affine, dtype=np.int16)
+    first = phantom.volumes["T1"]
+    write_nifti(label, phantom.instances, first.affine, dtype=np.uint16)
+    return first.voxels.shape
+
+
+@pytest.fixture(scope="module")
+def ct_cases(tmp_path_factory) -> Path:
     """Two small phantom blocks under `training`, one of them again under `testing`."""
     folder = tmp_path_factory.mktemp("cases")
     write_cases({PHANTOM: None}, folder, SynthOptions(n=2, seed=5, **SMALL), progress=False)
@@ -52,8 +90,7 @@ def _configs(bundle: Path, *names: str) -> list[str]:
     return [str(bundle / "configs" / name) for name in names]
 
 
-@every_bundle
-def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_path):
+def write_ct_block(path: Path) -> tuple[int, ...]:
     rng = np.random.default_rng(8)
     hu = np.full((70, 60, 40), 40.0)
     hu[:3] = -1000
@@ -62,9 +99,16 @@ def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_p
     hu[28:40, 24:36, 14:24] = 700
     hu += rng.normal(0, 12, hu.shape)
     affine = np.diag([-1.0, -1.0, 1.5, 1.0])
+    write_nifti(path, np.rint(hu).astype(np.int16), affine, dtype=np.int16)
+    return hu.shape
+
+
+@every_bundle
+def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_path):
     studies = tmp_path / "studies"
     studies.mkdir()
-    write_nifti(studies / "block.nii.gz", np.rint(hu).astype(np.int16), affine, dtype=np.int16)
+    study = studies / ("block" if reads_mri(bundle) else "block.nii.gz")
+    shape = write_mri_study(study, tmp_path / "truth.nii.gz", 5) if reads_mri(bundle) else write_ct_block(study)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     lenient = tmp_path / f"lenient_{bundle.name}"
@@ -79,11 +123,11 @@ def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_p
     ]  # fmt: skip
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    ours = ["predict", str(studies / "block.nii.gz"), "-o", str(tmp_path / "ours"), "--quiet"]
+    ours = ["predict", str(study), "-o", str(tmp_path / "ours"), "--quiet"]
     assert main([*ours, "--bundle", str(lenient), "--trust-bundle"]) == 0
     theirs = nib.load(next((tmp_path / "monai").rglob("*.nii.gz")))
     ours = nib.load(tmp_path / "ours" / "block" / "lesions.nii.gz")
-    assert theirs.shape == ours.shape == hu.shape
+    assert theirs.shape == ours.shape == shape
     assert np.allclose(theirs.affine, ours.affine, atol=1e-5)
     assert np.array_equal(np.asarray(theirs.dataobj), np.asarray(ours.dataobj))
     assert np.asarray(ours.dataobj).any(), "an empty mask would prove nothing"
