@@ -44,23 +44,30 @@ class AnchorGrid:
         ]  # per level (A, 3): edges in voxels
         self.per_location = len(self.cells[0])
         self.levels = len(self.cells)
+        self._laid: tuple[object, list[Tensor]] = (None, [])
 
     def __call__(self, shapes: Sequence[Sequence[int]], strides: Sequence[Sequence[float]]) -> list[Tensor]:
         """Per level (X * Y * Z * A, 6): anchors of feature maps of `shapes` with `strides` in voxels.
 
         The location runs slowest and the anchor fastest, as heads of shape (A, X, Y, Z) flatten after `permute`. The
-        centre of feature voxel j lies at (j + .5) * stride.
+        centre of feature voxel j lies at (j + .5) * stride. Windows are all of one size: the last answer is kept, not
+        to be written into.
         """
         if len(shapes) != self.levels:
             raise UsageError(
                 "anchor-levels", f"{self.levels} levels of anchor sizes for {len(shapes)} feature maps; give one each"
             )
+        asked = (tuple(map(tuple, shapes)), tuple(map(tuple, strides)))
+        known, anchors = self._laid
+        if known == asked:
+            return anchors
         anchors = []
         for cells, shape, stride in zip(self.cells, shapes, strides, strict=True):
             axes = [(torch.arange(n, dtype=torch.float32) + 0.5) * s for n, s in zip(shape, stride, strict=True)]
             centers = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 1, 3)
             half = cells[None] / 2
             anchors.append(torch.cat([centers - half, centers + half], dim=-1).reshape(-1, 6))
+        self._laid = (asked, anchors)
         return anchors
 
     def level_of(self, boxes: Tensor) -> Tensor:

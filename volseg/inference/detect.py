@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from volseg.inference.paste import paste
 from volseg.inference.window_detections import MergedDetections, gather, merge
 from volseg.inference.windows import (
     Corner,
+    WindowPlan,
     gaussian_importance,
     padded_to_window,
     plan_windows,
@@ -22,6 +23,7 @@ from volseg.inference.windows import (
     window_bar,
     window_size,
 )
+from volseg.inference.workers import in_order, workers_for
 
 
 class DetectionInferer(Inferer):
@@ -84,10 +86,7 @@ class DetectionInferer(Inferer):
         rx, ry, rz = self.roi_size
         found: list[tuple[Corner, dict[str, Tensor]]] = []
         with window_bar(plan, self.progress) as bar:
-            for corners in plan.batches(self.sw_batch_size):
-                windows = torch.stack([image[:, x : x + rx, y : y + ry, z : z + rz] for x, y, z in corners])
-                with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    detections, semantic = detector.predict(windows)
+            for corners, (detections, semantic) in self._outputs(image, detector, plan):
                 for (x, y, z), one, probability in zip(corners, detections, semantic.cpu(), strict=True):
                     here = (slice(x, x + rx), slice(y, y + ry), slice(z, z + rz))
                     sums[here] += probability * importance
@@ -99,6 +98,25 @@ class DetectionInferer(Inferer):
         pasted = paste(lesions, every, sums / weights.clamp_min(1e-6), instance_weight=self.instance_weight)
         inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
         return pasted.stacked()[(slice(None), *inside)]
+
+    def _outputs(
+        self, image: Tensor, detector: Any, plan: WindowPlan
+    ) -> Iterator[tuple[tuple[Corner, ...], tuple[list[dict[str, Tensor]], Tensor]]]:
+        """What the detector says of the windows, a batch at a time and in order; on the CPU one window a core."""
+        rx, ry, rz = self.roi_size
+
+        def predict(corners: tuple[Corner, ...]) -> tuple[list[dict[str, Tensor]], Tensor]:
+            windows = torch.stack([image[:, x : x + rx, y : y + ry, z : z + rz] for x, y, z in corners])
+            with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                found: tuple[list[dict[str, Tensor]], Tensor] = detector.predict(windows)
+            return found
+
+        workers = workers_for(image.device, self.sw_batch_size)
+        batches = plan.batches(max(1, self.sw_batch_size // workers))
+        if workers > 1:
+            yield from in_order(predict, batches, workers)
+        else:
+            yield from ((corners, predict(corners)) for corners in batches)
 
     def _confident(self, merged: MergedDetections) -> MergedDetections:
         kept = torch.nonzero(merged.scores >= self.score)[:, 0]
