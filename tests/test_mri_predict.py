@@ -202,3 +202,8 @@ def test_the_shipped_bundle_says_what_it_reads():
     assert modality_of(metadata) == "MR" and channels_of(metadata) == ("T1", "T1c", "T2", "STIR")
     assert modality_of(find_bundle("bone_ct_segmamba_segmentation").metadata) == "CT"
     assert modality_of({}) == "CT" and channels_of({}) == ()
+
+
+def test_info_says_the_channel_of_a_single_file_and_what_an_mri_bundle_would_take(spine, capsys):
+    assert main(["info", str(spine / "t1_sag.nii.gz")]) == 0
+    assert "by its name T1, if it is MRI" in capsys.readouterr().out

@@ -78,10 +78,11 @@ def inspect(path: str | os.PathLike[str], *, series_uid: str | None = None) -> I
         if kind == "nifti":
             header = read_nifti_header(p)
             row = _file_row(header.shape, header.affine, f"NIfTI {header.dtype.name}")
-            return Inspection(name, label, (row,), header.notes)
+            return Inspection(name, label, (_with_channel(row, p),), header.notes)
         if kind == "itk":
             itk = read_itk_header(p)
-            return Inspection(name, label, (_file_row(itk.shape, itk.affine, itk.pixel_type),))
+            row = _file_row(itk.shape, itk.affine, itk.pixel_type)
+            return Inspection(name, label, (_with_channel(row, p),))
         if kind == "zip":
             with unzipped(p) as folder:
                 return _of_dicom(name, label, gather(folder), series_uid)
@@ -102,6 +103,14 @@ def _file_row(shape: tuple[int, int, int], affine: Affine, encoding: str) -> Ser
     spacing = tuple(round(float(s), 4) for s in spacing_mm(affine))
     codes = axis_codes(affine)
     return SeriesRow("", "", "", shape[2], shape, spacing, codes, 0.0, encoding, "", True, "the only image")
+
+
+def _with_channel(row: SeriesRow, path: Path) -> SeriesRow:
+    """The same row with the MRI channel its name or sidecar speaks of; in a CT's name T1 may be a vertebra."""
+    verdict = of_file(path, path.parent).verdict
+    if not verdict.channel:
+        return row
+    return replace(row, channel=verdict.channel, why=f"{row.why}; by its name {verdict.channel}, if it is MRI")
 
 
 def _of_files(name: str, found: list[Candidate], none_found: tuple[str, str]) -> Inspection:
@@ -163,6 +172,9 @@ def _of_dicom(name: str, label: str, gathered: Gathered, series_uid: str | None)
         rows = [replace(row, used=u, why=row.code or w) for row, (u, w) in zip(rows, told, strict=True)]
         notes = [*gathered.notes, *(plan.notes if plan else ())]
         notes += [f"{channel}: {note}" for channel, c in (plan.used if plan else {}).items() for note in c.notes]
+    elif series_uid is None and "MR" in scans and (serves := _mri_plan(found, name)[0]) is not None:
+        told_mri = ", ".join(f"{channel} ({c.label})" for channel, c in serves.used.items())
+        notes.append(f"a bundle that reads MRI takes {told_mri}")
     return Inspection(name, label, tuple(rows), tuple(notes), refusal)
 
 
