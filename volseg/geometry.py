@@ -57,6 +57,26 @@ def shear(affine: ArrayLike) -> float:
     return float(max(gram[0, 1], gram[0, 2], gram[1, 2]))
 
 
+def box_corners_ras_mm(box: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
+    """The eight corners (8, 3), RAS+ mm, of a half-open voxel box (6,) xyzxyz; the last axis runs fastest.
+
+    The corner of voxel i lies at index i - .5, because integer indices are voxel centres.
+    """
+    b = np.asarray(box, dtype=np.float64) - 0.5
+    corners = np.stack(np.meshgrid(b[[0, 3]], b[[1, 4]], b[[2, 5]], indexing="ij"), axis=-1).reshape(-1, 3)
+    return voxel_to_ras_mm(affine, corners)
+
+
+def box_to_ras_mm(box: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
+    """The axis-parallel box in RAS+ mm, (6,) xyzxyz, that holds a voxel box (6,) on any grid.
+
+    All eight corners are taken, so that oblique and sheared grids are right. (MONAI 1.6's AffineBoxToWorldCoordinate
+    moves two corners and is half a voxel off.)
+    """
+    mm = box_corners_ras_mm(box, affine)
+    return np.concatenate([mm.min(axis=0), mm.max(axis=0)])
+
+
 def closest_axes(affine: ArrayLike) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which voxel axis runs closest to R, A and S, and in which sense.
 

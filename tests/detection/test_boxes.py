@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from volseg.detection.boxes import ROI_CODE, box_to_ras_mm, check_boxes, clip_boxes, decode, encode, large_enough
+from volseg.detection.boxes import ROI_CODE, check_boxes, clip_boxes, decode, encode, large_enough
 from volseg.errors import InputError
+from volseg.geometry import box_to_ras_mm
 
 SHAPE = (20, 24, 28)
 

@@ -51,9 +51,10 @@ def a_lesion(id_: int, volume_mm3: float, **changes) -> Lesion:
     return replace(lesion, **changes)
 
 
-def a_result(*lesions: Lesion, name: str = "case1", **changes) -> PatientResult:
+def a_result(*lesions: Lesion, name: str = "case1", affine: np.ndarray | None = None, **changes) -> PatientResult:
     shape = (6, 7, 8)
-    volume = Volume(np.zeros(shape, np.int16), np.diag([1.0, 2.0, 3.0, 1.0]), series_uid="1.2.3")
+    grid = np.diag([1.0, 2.0, 3.0, 1.0]) if affine is None else affine
+    volume = Volume(np.zeros(shape, np.int16), grid, series_uid="1.2.3")
     result = PatientResult(
         study=Study(name=name, volumes={"CT": volume}, source="case1.nii.gz", notes=("read one file",)),
         instances=np.zeros(shape, np.uint16),
@@ -117,6 +118,23 @@ def test_document_carries_schema_summary_provenance_and_time(tmp_path):
     assert read["study"]["notes"] == ["read one file"]
     assert read["files"] == ["lesions.nii.gz", str(tmp_path / "x")]
     assert read["lesions"][1]["center_ras_mm"] == [-12.5, 3.0, 101.25]
+
+
+def test_boxes_come_in_voxels_and_in_millimetres_and_on_an_oblique_grid_with_all_corners():
+    lesion = a_lesion(1, 10.0, box=(1, 0, 5, 3, 1, 6))
+    (straight,) = result_document(a_result(lesion))["lesions"]
+    assert straight["box"] == [1, 0, 5, 3, 1, 6] and "box_corners_ras_mm" not in straight
+    assert straight["box_ras_mm"] == [0.5, -1.0, 13.5, 2.5, 1.0, 16.5]  # voxels of 1 x 2 x 3 mm
+    turn = np.deg2rad(30)
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    (oblique,) = result_document(a_result(lesion, affine=affine))["lesions"]
+    corners = np.array(oblique["box_corners_ras_mm"])
+    assert corners.shape == (8, 3)
+    assert oblique["box_ras_mm"] == pytest.approx([*corners.min(axis=0), *corners.max(axis=0)], abs=0.002)
+    assert np.linalg.norm(corners[0] - corners[4]) == pytest.approx(
+        2, abs=0.002
+    )  # along x: 2 voxels, whatever the turn
 
 
 def test_nan_and_infinity_become_null(tmp_path):

@@ -1,17 +1,14 @@
-"""Boxes (N, 6) xyzxyz, voxels, half-open: checked, clipped, and taken to millimetres."""
+"""Boxes (N, 6) xyzxyz, voxels, half-open: checked, clipped, and coded against anchors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from monai.apps.detection.utils.box_coder import BoxCoder
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from volseg.errors import InputError
-from volseg.geometry import voxel_to_ras_mm
 
 # Weights of the box code (centre, size): torchvision's, so that RoI deltas have about unit variance.
 RPN_CODE = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -68,19 +65,6 @@ def encode(boxes: Tensor, anchors: Tensor, code: Sequence[float]) -> Tensor:
 def decode(deltas: Tensor, anchors: Tensor, code: Sequence[float]) -> Tensor:
     """Boxes (N, 6) float32 from what a head said (N, 6) about `anchors` (N, 6)."""
     return BoxCoder(weights=code).decode_single(deltas.float(), anchors.float())
-
-
-def box_to_ras_mm(box: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
-    """The axis-parallel box in RAS+ mm, (6,) xyzxyz, that holds a voxel box (6,) on any grid.
-
-    All eight corners are taken, so that oblique and sheared grids are right; the corner of voxel i is at index i - .5,
-    because integer indices are voxel centres. (MONAI 1.6's AffineBoxToWorldCoordinate moves two corners and is half a
-    voxel off.)
-    """
-    b = np.asarray(box, dtype=np.float64) - 0.5
-    corners = np.stack(np.meshgrid(b[[0, 3]], b[[1, 4]], b[[2, 5]], indexing="ij"), axis=-1).reshape(-1, 3)
-    mm = voxel_to_ras_mm(affine, corners)
-    return np.concatenate([mm.min(axis=0), mm.max(axis=0)])
 
 
 def _first(bad: Tensor) -> int:

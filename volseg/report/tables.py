@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from volseg.geometry import axis_codes, spacing_mm
+from volseg.geometry import Affine, axis_codes, box_corners_ras_mm, box_to_ras_mm, is_axis_aligned, spacing_mm
 from volseg.report.files import write_whole
 from volseg.report.summary import INTENDED_USE, PatientSummary, by_size, lesions_have_origin, summarise
 from volseg.types import Lesion, PatientResult
@@ -104,7 +104,7 @@ def result_document(
             ),
             "bone_volume_mm3": result.bone_volume_mm3,
         },
-        "lesions": [_lesion_document(lesion) for lesion in by_size(result)],
+        "lesions": [_lesion_document(lesion, image.affine) for lesion in by_size(result)],
         "normal_marrow": {
             "median_hu": result.marrow_hu[0],
             "robust_sd_hu": result.marrow_hu[1],
@@ -165,8 +165,11 @@ def _row(study: str, lesion: Lesion) -> tuple[Any, ...]:
     )
 
 
-def _lesion_document(lesion: Lesion) -> dict[str, Any]:
-    document = asdict(lesion)
+def _lesion_document(lesion: Lesion, affine: Affine) -> dict[str, Any]:
+    """`box` in voxels; `box_ras_mm` holds it in RAS+ mm. On an oblique grid that is wider: the corners say how it lies."""
+    document = asdict(lesion) | {"box_ras_mm": np.round(box_to_ras_mm(lesion.box, affine), 3)}
+    if not is_axis_aligned(affine):
+        document["box_corners_ras_mm"] = np.round(box_corners_ras_mm(lesion.box, affine), 3)
     if lesion.p_lung is None:
         del document["p_lung"]
     return document
