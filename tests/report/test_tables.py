@@ -134,7 +134,7 @@ def test_boxes_come_in_voxels_and_in_millimetres_and_on_an_oblique_grid_with_all
     assert oblique["box_ras_mm"] == pytest.approx([*corners.min(axis=0), *corners.max(axis=0)], abs=0.002)
     assert np.linalg.norm(corners[0] - corners[4]) == pytest.approx(
         2, abs=0.002
-    )  # along x: 2 voxels, whatever the turn
+    )  # 2 voxels, whatever the turn
 
 
 def test_nan_and_infinity_become_null(tmp_path):

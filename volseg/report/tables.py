@@ -166,7 +166,7 @@ def _row(study: str, lesion: Lesion) -> tuple[Any, ...]:
 
 
 def _lesion_document(lesion: Lesion, affine: Affine) -> dict[str, Any]:
-    """`box` in voxels; `box_ras_mm` holds it in RAS+ mm. On an oblique grid that is wider: the corners say how it lies."""
+    """`box` in voxels; `box_ras_mm` holds it in RAS+ mm. An oblique box is tighter: its corners say how it lies."""
     document = asdict(lesion) | {"box_ras_mm": np.round(box_to_ras_mm(lesion.box, affine), 3)}
     if not is_axis_aligned(affine):
         document["box_corners_ras_mm"] = np.round(box_corners_ras_mm(lesion.box, affine), 3)
