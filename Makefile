@@ -23,7 +23,7 @@ CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean bench bench-lesions bench-resample
+.PHONY: help demo test lint format clean bench bench-lesions bench-resample study study-small
 
 help: ## this list
 	@echo "volseg: make <target>"
@@ -50,6 +50,12 @@ bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes 
 
 bench-resample: $(READY) ## volseg's resampling against MONAI's on a chest-sized volume (minutes)
 	$(BIN)/python tests/benchmarks/bench_resample.py
+
+study-small: $(READY) ## train at site B, test once at site A, on phantoms: 3 networks, 1 seed (some 7 minutes on one core)
+	$(BIN)/python tests/benchmarks/study.py --scale small
+
+study: $(READY) ## the same at full size: 4 networks, 3 seeds, ../shared's CTs if they are there (many hours; resumable)
+	$(BIN)/python tests/benchmarks/study.py --scale full --shared ../shared
 
 format: $(READY) ## let ruff format the code and mend what it can
 	$(BIN)/ruff format .

@@ -86,7 +86,7 @@ def write_cohort(
                 _refuse_other(paths["parameters"], design, plan.name)
             else:
                 background = backgrounds[plan.number]
-                source = _phantom(plan, site, options) if background == PHANTOM else read(background)
+                source = body_of(plan, site, options) if background == PHANTOM else read(background)
                 _write(plan, site, source, options, paths, design, background)
             bar.update()
     _write_rows(folder / PATIENTS, rows, plans, site, backgrounds, options)
@@ -184,7 +184,7 @@ def _grow_distractors(canvas: Canvas, count: int, rng: np.random.Generator) -> l
     return grown
 
 
-def _phantom(plan: PatientPlan, site: Site, options: CohortOptions) -> Source:
+def body_of(plan: PatientPlan, site: Site, options: CohortOptions) -> Source:
     """A fresh body for this patient, drawn finely and almost without noise: the site's scanner comes later."""
     rng = np.random.default_rng([options.seed, 3, plan.number, *site.name.encode()])
     step = float(np.clip(min(site.spacing_mm), *SCENE_MM))
