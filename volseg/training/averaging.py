@@ -70,3 +70,14 @@ class AveragedWeights:
     def _trained(self) -> dict[str, Tensor]:
         plain = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return dict(plain.state_dict())
+
+
+class AverageHandler:
+    """Attaches an average that is named elsewhere in a config: MONAI reads `_target_` of every handler in a list."""
+
+    def __init__(self, average: AveragedWeights) -> None:
+        self.average = average
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer (MONAI calls this)."""
+        self.average.attach(engine)
