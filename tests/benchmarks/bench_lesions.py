@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from volseg.evaluation.detection import DetectionCase, average_precision, froc, mean_average_precision
 from volseg.evaluation.lesions import match_lesions
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
 from volseg.inference.bundle import DEFAULT_BUNDLE, LoadedBundle, find_bundle, load_bundle
@@ -31,6 +32,7 @@ from volseg.synth import SynthOptions, grow_case, prepare
 from volseg.types import Volume
 
 SEED = 20261121
+LOOSE_SCORE = 0.02  # of a detector whose whole curve is asked for
 CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
 DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (15, np.inf)}
 
@@ -92,6 +94,27 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
             for kind in ("lytic", "sclerotic", "mixed")
         },
         "cases": rows,
+    }
+
+
+def detector_curves(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: int) -> dict[str, Any]:
+    """FROC and COCO's average precision (overlap of masks) of a detector that keeps nearly all it finds."""
+    cases = []
+    for name, volume in volumes.items():
+        source = prepare(name, volume)
+        options = SynthOptions(n=CASES[name], seed=seed, lesions=(1, 4), distractors=(0, 2), healthy=0.0)
+        for number in range(options.n):
+            case, truth, _ = grow_case(source, options, number)
+            found = segment_volume(case, bundle)
+            scores = dict(enumerate(found.scores or (), start=1))
+            cases.append(DetectionCase.from_instances(found.instances, scores, truth, patient=f"{name} {number}"))
+    curve = froc(cases, iou=0.1)
+    return {
+        "detections": sum(case.scores.size for case in cases),
+        "froc": {f"{rate:g}": round(sensitivity, 3) for rate, sensitivity in curve.at.items()},
+        "froc_mean": round(curve.mean_sensitivity, 3),
+        "AP_10": round(average_precision(cases, iou=0.1), 3),
+        "mAP_10_50": round(mean_average_precision(cases), 3),
     }
 
 
@@ -216,12 +239,16 @@ def main() -> None:
         "real_metastases_blds": real_block(args.shared, bundle),
         "real_healthy_held_out": healthy_block(volumes, bundle),
     }
+    if "operating_score" in json.loads((bundle.files.root / "configs" / "inference.json").read_text()):
+        loose = load_bundle(bundle.files, overrides=overrides | {"operating_score": LOOSE_SCORE})
+        document["synthetic_held_out_curves"] = detector_curves(volumes, loose, seed=SEED)
     args.out.mkdir(parents=True, exist_ok=True)
     of_bundle = "" if bundle.files.name == DEFAULT_BUNDLE else f"_{bundle.files.name}"
     path = args.out / f"{document['date']}_lesions{of_bundle}.json"
     path.write_text(json.dumps(document, indent=1))
     for block in ("synthetic_held_out", "real_metastases_blds"):
         print(block, json.dumps(document[block]["all"]))
+    print("curves", json.dumps(document.get("synthetic_held_out_curves")))
     print("real_healthy_held_out", json.dumps(document["real_healthy_held_out"]))
     print(path)
 
