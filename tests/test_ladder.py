@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "volseg"
 # `types` stands on `labels`: a Lesion carries a kind from the vocabulary, and the vocabulary needs no noun.
 LADDER = (
     ("cli",),
-    ("demo", "evaluate", "synthetic"),
+    ("bmseg", "demo", "evaluate", "synthetic"),
     ("folds", "pipeline", "side_by_side", "train", "synth", "synth_mri", "synth_slices"),
     ("io", "inference", "training", "origin", "evaluation", "dicom", "report"),
     ("transforms", "detection", "phantoms", "measure"),
@@ -43,7 +43,7 @@ FORBIDDEN = {
     "training": ("volseg.networks",),  # likewise
     "evaluation": ("volseg.networks",),  # a stranger re-derives the figures from saved masks
 }
-EXEMPT = {"io/monai_reader.py"}  # MONAI's loader around our reader: imported by bundles, never by volseg.io itself
+EXEMPT = {"io/monai_reader.py", "io/monai_pictures.py"}  # MONAI's loaders around our readers: imported by bundles, never by volseg.io itself
 
 
 def room_of(module: str) -> str:

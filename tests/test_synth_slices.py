@@ -13,7 +13,8 @@ from volseg.evaluation.bmseg_tables import Ours, bmseg_tables
 from volseg.evaluation.slices import SliceResult, compare_slice, summarise_slices
 from volseg.io.bmseg import read_bmseg
 from volseg.io.pictures import read_mask, read_picture
-from volseg.synth_slices import write_bmseg_like
+from volseg.synth import PHANTOM, SynthOptions, write_cases
+from volseg.synth_slices import cut_cases, write_bmseg_like
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,20 @@ def test_from_files_to_tables(folder, rng):
     tables = bmseg_tables([Ours("bright bone", "synthetic", chosen, summarise_slices(results, rng=rng, resamples=50))])
     assert [table.title.split(",")[0] for table in tables].count("Lesion only") == 2
     assert tables[0].rows[0][-1] == "12 slices, 3 patients"
+
+
+def test_cases_of_volseg_synth_are_cut_into_slices_that_belong_to_their_ct(tmp_path):
+    grown = SynthOptions(n=2, seed=3, lesions=(1, 2), distractors=(0, 0), healthy=0.0, block_mm=48.0)
+    write_cases({PHANTOM: None}, tmp_path / "cases", grown, progress=False)
+    paths = cut_cases(tmp_path / "cases", tmp_path / "out", 4, 1, progress=False)
+    found = read_bmseg(tmp_path / "out")
+    assert len(found.slices) == len(paths) == 8
+    assert set(found.patients) == {PHANTOM}, "cases of one CT never stand on both sides of a split"
+    lesion = [read_mask(one.lesion) for one in found.slices]
+    assert sum(mask.any() for mask in lesion) >= 6, "three of four slices are drawn among those with lesion"
+    assert not any((read_mask(one.lesion) & ~read_mask(one.bone)).any() for one in found.slices)
+    listed = json.loads((tmp_path / "out" / "datalist.json").read_text())["training"]
+    assert all((tmp_path / "out" / item[key]).is_file() for item in listed for key in ("image", "bone", "label"))
+    before = paths[0].stat().st_mtime_ns
+    assert cut_cases(tmp_path / "cases", tmp_path / "out", 4, 1, progress=False) == paths
+    assert paths[0].stat().st_mtime_ns == before

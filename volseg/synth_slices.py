@@ -1,4 +1,4 @@
-"""A BM-Seg-shaped folder of pictures of known truth: lesions grown in phantoms, cut into axial slices, saved as JPEG.
+"""A BM-Seg-shaped folder of pictures of known truth: axial slices of phantoms or of synthetic cases with grown lesions.
 
 The real archive cannot be shipped; this stands in for it in tests, the demo and the benchmark, and is never a stand-in
 for its figures. Every patient depends on (seed, number) alone, so a run that was cut off goes on where it stopped and
@@ -10,7 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,16 +25,20 @@ from tqdm import tqdm
 
 from volseg import __version__
 from volseg.errors import UsageError
+from volseg.inference.datasets import listed_cases
 from volseg.io.bmseg import BONE, FOLDERS, IMAGE, LESION, SLICES
-from volseg.io.files import shown
+from volseg.io.files import shown, stem_of
+from volseg.io.monai_reader import LoadStudyd
 from volseg.phantoms import BUILDS, Region, ct_phantom
 from volseg.report.files import write_whole
 from volseg.report.tables import as_json
 from volseg.transforms.bone import BoneMask
+from volseg.transforms.ct import BoneMaskd, RasIsotropicd
 from volseg.transforms.slices2d import WINDOW_HU, as_rows, axial_picture
 from volseg.transforms.synthesis import grow_lesions
 
 ABOUT = "synthetic.json"
+DATALIST = "datalist.json"
 REGIONS: tuple[Region, ...] = ("abdomen", "thorax", "pelvis")
 PIXELS_MM = (0.75, 1.05)  # edge of a pixel: so sizes vary between patients, as in the archive
 THICKEST_MM, THINNEST_MM, SPAN_MM = 5.0, 1.0, 150.0
@@ -79,6 +85,75 @@ def write_bmseg_like(
             bar.update()
     _list_slices(root, rows)
     return images
+
+
+def cut_cases(
+    cases: Path | str,
+    folder: Path | str,
+    slices_per_case: int,
+    seed: int,
+    *,
+    spacing_mm: float = 1.5,
+    section: str = "training",
+    progress: bool | None = None,
+) -> list[Path]:
+    """Cut axial slices out of the cases that `volseg synth` wrote; returns the image paths.
+
+    Three of four slices are drawn by how much lesion they hold, the fourth (all, in a case without) by how much bone.
+    The patient of a slice is the CT its case was grown in: all cases of one CT belong together. Cases already cut are
+    kept. PNG, because JPEG's ripples at the edges would be ours and not the data's.
+
+    Args:
+        cases: a folder with datalist.json; `section` of it is cut.
+        spacing_mm: edge of a pixel, and distance of slices.
+
+    Raises UsageError where the folder holds anything made otherwise, InputError for cases that cannot be read.
+    """
+    root = Path(folder)
+    if slices_per_case < 1 or not spacing_mm > 0:
+        told = f"{slices_per_case} slices per case of {spacing_mm} mm; at least 1 slice, of a size above 0"
+        raise UsageError("synth-size", told)
+    options = {"cases": str(Path(cases).resolve()), "section": section, "slices_per_case": slices_per_case}
+    _claim(root, options | {"seed": seed, "spacing_mm": spacing_mm})
+    listed = {stem_of(Path(case["image"])): case for case in listed_cases(str(cases), section)}
+    images: list[Path] = []
+    rows: list[tuple[str, str]] = []
+    hidden = not progress if progress is not None else None
+    for stem, case in tqdm(listed.items(), desc="cutting cases", unit="case", disable=hidden, file=sys.stderr):
+        about = root / "parameters" / f"{stem}.json"
+        if not about.is_file():
+            places = _cut_case(root, stem, case, slices_per_case, seed, spacing_mm)
+            write_whole(about, json.dumps({"synthetic": True, "case": stem, "slices": places}, indent=1))
+        names = [f"{stem}_{k:03d}" for k in json.loads(about.read_text(encoding="utf-8"))["slices"]]
+        images += [root / IMAGE / f"{name}.png" for name in names]
+        # `volseg synth` names cases <CT>_s<seed>_<number>.
+        rows += [(name, re.sub(r"_s-?[0-9]+_[0-9]+$", "", stem)) for name in names]
+    _list_slices(root, rows)
+    return images
+
+
+def _cut_case(root: Path, stem: str, case: Mapping[str, str], slices: int, seed: int, spacing_mm: float) -> list[int]:
+    keys = ("image", "label")
+    data: dict[Any, Any] = LoadStudyd(keys)(dict(case))
+    data = RasIsotropicd(keys, spacing_mm=spacing_mm, mode=("bilinear", "nearest"))(data)
+    data = BoneMaskd()(data)
+    hu, lesion, bone = (np.asarray(data[key][0]) for key in ("image", "label", "bone"))
+    lesion, bone = lesion > 0, (bone > 0) | (lesion > 0)
+    rng = np.random.default_rng([seed, zlib.crc32(stem.encode())])
+    places: list[int] = []
+    for n in range(slices):
+        area = (bone if n % 4 == 3 or not lesion.any() else lesion).sum((0, 1), dtype=float)
+        area[places] = 0
+        if area.any():
+            places.append(int(rng.choice(area.size, p=area / area.sum())))
+    for k in sorted(places):
+        pictures = {IMAGE: axial_picture(hu[..., k])}
+        pictures |= {BONE: as_rows(bone[..., k]) * np.uint8(255), LESION: as_rows(lesion[..., k]) * np.uint8(255)}
+        for kind, picture in pictures.items():
+            content = io.BytesIO()
+            Image.fromarray(picture).save(content, "PNG")
+            write_whole(root / kind / f"{stem}_{k:03d}.png", content.getvalue())
+    return sorted(places)
 
 
 def grow_patient(number: int, slices: int, seed: int) -> tuple[dict[str, NDArray[np.uint8]], dict[str, Any]]:
@@ -140,7 +215,7 @@ def _square(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.pad(picture, [(b, side - n - b) for b, n in zip(before, picture.shape, strict=True)])
 
 
-def _claim(root: Path, options: Mapping[str, int]) -> None:
+def _claim(root: Path, options: Mapping[str, Any]) -> None:
     """A folder made by the same options may be gone on with, an empty one begun; any other is left alone."""
     path = root / ABOUT
     if path.is_file():
@@ -154,7 +229,7 @@ def _claim(root: Path, options: Mapping[str, int]) -> None:
         raise UsageError("synth-folder", told)
     about = {
         "name": "BM-Seg-shaped synthetic slices",
-        "description": "SYNTHETIC: lesions grown in phantoms; not clinical data, not BM-Seg",
+        "description": "SYNTHETIC: lesions grown in phantoms or CTs; not clinical data, not BM-Seg",
         "volseg": __version__,
         "options": dict(options),
     }
@@ -162,7 +237,7 @@ def _claim(root: Path, options: Mapping[str, int]) -> None:
 
 
 def _list_slices(root: Path, rows: list[tuple[str, str]]) -> None:
-    """slices.csv with these and every earlier slice (a second run may ask for fewer patients)."""
+    """slices.csv and datalist.json with these and every earlier slice (a second run may ask for fewer patients)."""
     listed: dict[str, str] = {}
     if (root / SLICES).is_file():
         with (root / SLICES).open(encoding="utf-8", newline="") as file:
@@ -173,3 +248,10 @@ def _list_slices(root: Path, rows: list[tuple[str, str]]) -> None:
     writer.writerow(("slice", "patient"))
     writer.writerows(sorted(listed.items()))
     write_whole(root / SLICES, text.getvalue())
+    suffix = next((root / IMAGE).iterdir()).suffix if rows else ""
+    items = [
+        {key: f"{kind}/{name}{suffix}" for key, kind in (("image", IMAGE), ("bone", BONE), ("label", LESION))}
+        for name in sorted(listed)
+    ]
+    about = {"name": "BM-Seg-shaped synthetic slices", "training": items}
+    write_whole(root / DATALIST, json.dumps(about, indent=1))

@@ -28,6 +28,12 @@ def test_probability_of_three_classes_is_a_softmax_too():
     assert torch.allclose(out.as_tensor(), torch.softmax(torch.from_numpy(logits), 0)[1:2], atol=1e-6)
 
 
+def test_heads_that_do_not_exclude_each_other_get_a_sigmoid_each():
+    logits = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
+    out = LesionProbabilityd("pred", sigmoid=True)({"pred": _tensor(logits)})["probability"]
+    assert torch.allclose(out.as_tensor(), torch.sigmoid(torch.from_numpy(logits[1:])), atol=1e-6)
+
+
 def test_far_from_bone_there_is_no_metastasis():
     logits = np.stack([np.zeros((20, 3, 20)), np.full((20, 3, 20), 9.0)]).astype(np.float32)
     bone = np.zeros((1, 20, 3, 20), np.uint8)

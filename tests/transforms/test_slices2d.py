@@ -17,6 +17,7 @@ from volseg.transforms.slices2d import (
     RandClahed,
     RandMirrord,
     RandSaltPepperd,
+    SlicesOfCtd,
     as_rows,
     as_xy,
     axial_picture,
@@ -152,3 +153,15 @@ def test_wrong_inputs_are_refused_in_words(grey):
         RandClahed("image", clip_limit=0)
     with pytest.raises(UsageError, match="noise-share"):
         RandSaltPepperd("image", share=2)
+
+
+def test_a_ct_becomes_the_stack_of_pictures_that_axial_picture_makes(rng):
+    hu = torch.as_tensor(rng.uniform(-1200, 2000, (1, 5, 4, 3)), dtype=torch.float32)
+    lesion = torch.zeros(1, 5, 4, 3)
+    lesion[0, 1, 2, 1] = 7  # instance numbers count as one lesion
+    bone = torch.zeros(1, 5, 4, 3)
+    bone[0, 3:, :, :] = 2
+    out = SlicesOfCtd()({"image": hu, "bone": bone, "label": lesion})
+    for k in range(3):
+        assert np.array_equal(as_rows(out["image"][0, ..., k].numpy()), axial_picture(hu[0, ..., k].numpy()))
+    assert out["label"].sum() == 1 and out["bone"].sum() == 2 * 4 * 3 + 1, "what is lesion is bone"

@@ -1,4 +1,4 @@
-"""The front door: `volseg info | predict | evaluate | validate | synth | train | demo | bundles`.
+"""The front door: `volseg info | predict | evaluate | validate | synth | train | demo | bundles | bmseg`.
 
 Flags in, exit code out: 0 fine, 1 the data or a study failed, 2 asked wrongly. Each command has its own file. torch
 and MONAI are imported only by the commands that need them, so `volseg info` and `--help` answer at once.
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 from volseg import __version__
-from volseg.cli import bundles, demo, evaluate, info, predict, synth, synth_sites, train, validate
+from volseg.cli import bmseg, bundles, demo, evaluate, info, predict, synth, synth_sites, train, validate
 from volseg.cli.shared import FORMATTER, refuse
 from volseg.errors import VolsegError
 
@@ -30,6 +30,7 @@ examples:
   volseg train BUNDLE --data synth -o new   train or fine-tune a bundle; goes on where it was cut off
   volseg evaluate --pred out --truth masks  compare predictions with true masks; intervals, figures, one page
   volseg validate --data cohort --train-site B --test-site A    freeze a rule at one site, test it once at another
+  volseg bmseg BM-Seg -o bmseg              the 2-D networks on the BM-Seg archive, cross-validated by patient
   volseg demo                               a phantom patient through the whole walk
 
 exit codes: 0 fine, 1 something could not be processed, 2 wrong usage
@@ -71,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="show warnings and progress of every stage")
-    for command in (info, predict, evaluate, validate, synth, synth_sites, train, demo, bundles):
+    for command in (info, predict, evaluate, validate, synth, synth_sites, train, demo, bundles, bmseg):
         command.add(commands, common)
     return parser

@@ -20,6 +20,9 @@ from volseg.measure import label_lesions
 class LesionProbabilityd(MapTransform):
     """Logits (K, X, Y, Z) -> probability of the lesion class (1, X, Y, Z) float32 under `output_key`.
 
+    Softmax over the classes, or with `sigmoid` the lesion's channel alone (a network with a head for each region, whose
+    channels do not exclude each other).
+
     The logits leave the dictionary: on a whole CT they are the largest thing in it.
 
     With `bone_key`, the probability is 0 farther than `margin_mm` from bone: a bone metastasis touches bone. The margin
@@ -33,9 +36,11 @@ class LesionProbabilityd(MapTransform):
         output_key: str = "probability",
         bone_key: str | None = None,
         margin_mm: float = 5.0,
+        sigmoid: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.sigmoid = sigmoid
         self.output_key = output_key
         self.bone_key = bone_key
         self.margin_mm = margin_mm
@@ -45,7 +50,7 @@ class LesionProbabilityd(MapTransform):
         for key in self.key_iterator(d):
             logits = d.pop(key)
             plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
-            probability = _softmax_of(plain, LESION)
+            probability = torch.sigmoid(plain[LESION].float())[None] if self.sigmoid else _softmax_of(plain, LESION)
             if self.bone_key is not None and self.bone_key in d:
                 probability *= self._near_bone(d[self.bone_key]).to(probability.device)
             d[self.output_key] = (

@@ -60,6 +60,35 @@ class PictureMaskd(MapTransform):
         return d
 
 
+class SlicesOfCtd(MapTransform):
+    """A CT in HU with bone and lesion masks (1, X, Y, Z) -> a stack of pictures of the same shape, all uint8.
+
+    The image becomes grey 0..255, the masks 0 and 1, and what is lesion is bone: as BM-Seg's masks have it.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        bone_key: str = "bone",
+        label_key: str = "label",
+        *,
+        window_hu: tuple[float, float] = WINDOW_HU,
+    ) -> None:
+        super().__init__([image_key, bone_key, label_key])
+        self.image_key, self.bone_key, self.label_key = image_key, bone_key, label_key
+        self.window_hu = window_hu
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        low, high = self.window_hu
+        grey = (d[self.image_key].to(torch.float32) - low) * (HIGHEST / (high - low))
+        d[self.image_key] = grey.clamp(0, HIGHEST).round().to(torch.uint8)
+        lesion = d[self.label_key] > 0
+        d[self.label_key] = lesion.to(torch.uint8)
+        d[self.bone_key] = ((d[self.bone_key] > 0) | torch.as_tensor(lesion)).to(torch.uint8)
+        return d
+
+
 class RandClahed(RandomizableTransform, MapTransform):
     """Contrast-limited adaptive histogram equalisation of (1, rows, columns), with probability `prob`.
 
