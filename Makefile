@@ -48,6 +48,9 @@ bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes 
 	$(BIN)/python tests/benchmarks/bench_lesions.py
 	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bone_ct_mask_rcnn_detection
 
+bench-bmseg: $(READY) ## BMSMM-Net and MFP-DeepLabv3+ module by module, on synthetic slices (goes on; SIZE=tiny|small|large)
+	$(BIN)/python tests/benchmarks/bench_bmseg.py --size $(or $(SIZE),small)
+
 bench-resample: $(READY) ## volseg's resampling against MONAI's on a chest-sized volume (minutes)
 	$(BIN)/python tests/benchmarks/bench_resample.py
 
