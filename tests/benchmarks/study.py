@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import logging
+import pickle
 import platform
 import tarfile
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from study_arms import Recipe, freeze_arm, network_defs, parameters_of, predictor, slug, train_arm
-from study_origin import origin_study, see_patients
+from study_origin import Seen, origin_study, see_patients
 from study_page import compare_arms, describe_arm, write_pages
 
 from volseg import __version__
@@ -32,6 +33,7 @@ from volseg.evaluate import ValidateOptions, validate_sites
 from volseg.evaluate.compare import EvaluateOptions
 from volseg.evaluation.cases import CaseResult
 from volseg.origin.shipped import heads_document
+from volseg.report.files import write_whole
 from volseg.report.tables import as_json
 from volseg.synthetic import SITES, CohortOptions, Site, write_cohort
 from volseg.synthetic.cohort import find_cts
@@ -114,8 +116,9 @@ def run(scale: Scale, work: Path, out: Path, *, shared: Path | None, words: str)
 
     stage("origin: fitted at B, frozen, tested at A, with its controls")
     seen = {
-        site: see_patients(
-            scale.sites[site], replace(phantoms, seed=seed, patients=patients, distractors=(0, 0)), scale.bodies
+        site: kept(
+            work / f"origin_{site}.pickle",
+            [scale.sites[site], replace(phantoms, seed=seed, patients=patients, distractors=(0, 0)), scale.bodies],
         )
         for site, seed, patients in (("B", 21, scale.origin[0]), ("A", 22, scale.origin[1]))
     }
@@ -161,6 +164,17 @@ def run(scale: Scale, work: Path, out: Path, *, shared: Path | None, words: str)
         "origin": origin,
     }
     return write_pages(as_json(document), first_seed, drawn, out)
+
+
+def kept(path: Path, asked: list[Any]) -> Seen:
+    """The patients of one site as they were seen before, or `see_patients` and kept; other options begin anew."""
+    if path.is_file():
+        before, seen = pickle.loads(path.read_bytes())  # written by this script, beside its other work
+        if before == repr((__version__, asked)):
+            return seen
+    seen = see_patients(*asked)
+    write_whole(path, pickle.dumps((repr((__version__, asked)), seen)))
+    return seen
 
 
 def shared_cts(shared: Path, work: Path) -> dict[str, dict[str, Path]]:

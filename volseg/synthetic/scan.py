@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.geometry import Affine, spacing_mm, voxel_to_ras_mm
+from volseg.geometry import Affine, spacing_mm, voxel_to_ras_mm, voxel_volume_mm3
 from volseg.synthetic.sites import Site
 from volseg.transforms.synthesis_scanner import Scanner
 from volseg.types import Volume
 
-SMALLEST_VOXELS = 2  # a lesion that fills less than this of the site's grid cannot be seen there, and is no truth
+# A lesion that fills less than this of the site's grid cannot be seen there, and is no truth.
+SMALLEST_VOXELS, SMALLEST_MM3 = 2, 30.0
 
 
 def scanned(
@@ -56,7 +57,7 @@ def scanned(
         share = _sampled(inside, steps, offset + low * steps, tuple(int(n) for n in high - low))
         here = truth[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
         mask = (share >= 0.5) & (here == 0)
-        if mask.sum() >= SMALLEST_VOXELS:
+        if mask.sum() >= SMALLEST_VOXELS and mask.sum() * voxel_volume_mm3(affine) >= SMALLEST_MM3:
             kept.append(number)
             here[mask] = len(kept)
     return replace(scene, voxels=voxels, affine=affine), truth, np.asarray(kept, np.int64)
