@@ -75,7 +75,7 @@ SMALL = Scale(
 )  # fmt: skip
 FULL = Scale(
     recipe=Recipe(
-        epochs=60, iterations=100, batch_size=2, learning_rate=1e-3, ema_decay=0.995, roi=48, overlap=0.5,
+        epochs=20, iterations=100, batch_size=2, learning_rate=1e-3, ema_decay=0.995, roi=48, overlap=0.5,
         dims=(16, 32, 64, 128), hidden_dim=128, depths=(2, 2, 2, 2), filters=(16, 32, 64, 128, 256),
     ),
     arms=("SegMamba", "no-Mamba twin", "no layers", "DynUNet"),

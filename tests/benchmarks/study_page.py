@@ -182,10 +182,18 @@ def markdown(document: Mapping[str, Any]) -> str:
         "## What it cost",
         "",
         f"{document['wall_seconds_this_run']} s wall, this run (a resumed run counts only what was left). "
-        f"Backgrounds: {document['backgrounds']}.",
+        f"Backgrounds, by site: {_backgrounds(document['backgrounds'])}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _backgrounds(found: Mapping[str, Sequence[str]]) -> str:
+    """Which bodies there were, and a warning where several patients are one body."""
+    told = "; ".join(f"{site}: {', '.join(names)}" for site, names in found.items())
+    if all(list(names) == ["phantoms"] for names in found.values()):
+        return f"{told} (one body per patient; the origin study deals a few bodies to many patients)"
+    return f"{told}. Patients of a site share these bodies: intervals over patients say nothing of other bodies"
 
 
 def _origin(origin: Mapping[str, Any]) -> list[str]:
