@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,11 +11,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from ignite.engine import Engine
 
 from volseg.cli import main
 from volseg.errors import InputError
 from volseg.synth import PHANTOM, SynthOptions, write_cases
 from volseg.train import dataset_folder, finished_epochs
+from volseg.training.logs import attach_mlflow
 
 SMALL_NET = '{"_target_": "volseg.networks.SegMamba", "in_channels": 1, "out_channels": 2, "dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "hidden_dim": 8}'  # noqa: E501
 
@@ -80,6 +83,18 @@ def test_a_logger_that_is_not_installed_is_one_clear_line(cases, tmp_path, capsy
     for name in ("tensorboard", "mlflow"):
         assert main([*command(cases, tmp_path / "out"), f"--{name}"]) == 2
         assert f"pip install {name}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not find_spec("mlflow"), reason="MLflow is an extra: pip install volseg[tracking]")
+def test_mlflow_gets_the_loss_of_every_iteration(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(float(batch))}])
+    trainer.state.metrics = {}
+    attach_mlflow(trainer, None, tmp_path, "x")
+    trainer.run([1, 2, 3], max_epochs=2)
+    with sqlite3.connect(tmp_path / "mlruns.db") as database:
+        kept = database.execute("select value from metrics where key = 'train_loss' order by step").fetchall()
+    assert [value for (value,) in kept] == [1, 2, 3, 1, 2, 3]
 
 
 def test_a_finished_training_is_not_begun_again(cases, tmp_path, capsys):

@@ -99,7 +99,7 @@ def _watch(workflow: ConfigWorkflow, options: TrainOptions, name: str, out: Path
     if options.tensorboard:
         attach_tensorboard(trainer, evaluator, out / "tensorboard")
     if options.mlflow:
-        attach_mlflow(trainer, evaluator, out / "mlruns", name)
+        attach_mlflow(trainer, evaluator, out, name)
 
 
 def dataset_folder(data: Path) -> Path:

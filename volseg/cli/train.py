@@ -38,7 +38,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--fold", type=int, metavar="K", help="which of them to validate on, 0 to N-1; see OUT/fold.json"
     )
     train.add_argument("--tensorboard", action="store_true", help="also log to OUT/tensorboard, if it is installed")
-    train.add_argument("--mlflow", action="store_true", help="also log to OUT/mlruns, if it is installed")
+    train.add_argument(
+        "--mlflow", action="store_true", help="also log to OUT/mlruns.db or MLFLOW_TRACKING_URI, if it is installed"
+    )
     train.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     train.add_argument("--set", action="append", default=[], metavar="ID=VALUE",
                        help="override any entry of train.json, value as JSON: --set 'roi_size=[64,64,64]'")  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,20 +31,26 @@ def attach_tensorboard(trainer: Engine, evaluator: Engine | None, folder: Path) 
     writer = SummaryWriter(str(folder))
     TensorBoardStatsHandler(writer, tag_name="train_loss", output_transform=_loss).attach(trainer)
     if evaluator is not None:
-        TensorBoardStatsHandler(
-            writer, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch
-        ).attach(evaluator)
+        epoch = partial(_epoch_of, trainer)
+        TensorBoardStatsHandler(writer, iteration_log=False, global_epoch_transform=epoch).attach(evaluator)
 
 
-def attach_mlflow(trainer: Engine, evaluator: Engine | None, folder: Path, experiment: str) -> None:
-    """The same for MLflow, in `folder` as files (its own default, a database, wants more packages)."""
-    uri = folder.resolve().as_uri()
-    MLFlowHandler(uri, experiment_name=experiment, tag_name="train_loss", output_transform=_loss).attach(trainer)
+def attach_mlflow(trainer: Engine, evaluator: Engine | None, out: Path, experiment: str) -> None:
+    """The same for MLflow: to the server that MLFLOW_TRACKING_URI names, else to `out`/mlruns.db.
+
+    (MONAI's own default, plain files, is refused by MLflow 3.)
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlruns.db').resolve()}"
+    out.mkdir(parents=True, exist_ok=True)
+    named: dict[str, Any] = {"tracking_uri": uri, "experiment_name": experiment}
+    MLFlowHandler(**named, tag_name="train_loss", output_transform=_loss).attach(trainer)
     if evaluator is not None:
-        MLFlowHandler(
-            uri, experiment_name=experiment, iteration_log=False,
-            global_epoch_transform=lambda _: trainer.state.epoch,
-        ).attach(evaluator)  # fmt: skip
+        epoch = partial(_epoch_of, trainer)
+        MLFlowHandler(**named, iteration_log=False, global_epoch_transform=epoch).attach(evaluator)
+
+
+def _epoch_of(trainer: Engine, _: Any) -> int:
+    return trainer.state.epoch
 
 
 def _loss(output: Any) -> Any:
