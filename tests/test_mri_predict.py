@@ -207,3 +207,22 @@ def test_the_shipped_bundle_says_what_it_reads():
 def test_info_says_the_channel_of_a_single_file_and_what_an_mri_bundle_would_take(spine, capsys):
     assert main(["info", str(spine / "t1_sag.nii.gz")]) == 0
     assert "by its name T1, if it is MRI" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", ["inference.json", "train.json"])
+def test_segmamba_is_a_switch_of_one_line(config):
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(REPOSITORY / "bundles" / MRI_BUNDLE / "configs" / config))
+    names = {"@networks#unet": "SpineUNet", "@networks#segmamba": "AnyChannels"}
+    assert parser["network_def"] in names
+    for choice, name in names.items():
+        parser["network_def"] = choice
+        net = parser.get_parsed_content("network_def", instantiate=True, lazy=False).eval()
+        assert type(net).__name__ == name
+        image = torch.randn(1, 4, 16, 32, 32)
+        image[:, 2] = 0  # no T2
+        with torch.inference_mode():
+            assert net(image).shape == (1, 2, 16, 32, 32)
