@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import logging
 import pickle
 import platform
+import signal
+import sys
 import tarfile
 import time
 import warnings
@@ -96,13 +99,15 @@ SHARED_CTS = {
 
 def run(scale: Scale, work: Path, out: Path, *, shared: Path | None, words: str) -> Path:
     """Every stage that is not done yet; returns the page."""
-    start, stages = time.perf_counter(), 3 + len(scale.arms) * len(scale.seeds)
-    done = 0
+    clock = Clock(work / "seconds.json", 3 + len(scale.arms) * len(scale.seeds))
+    try:
+        return _stages(scale, work, out, shared, words, clock)
+    finally:
+        clock.stop()  # what was cut off took its time, too
 
-    def stage(title: str) -> None:
-        nonlocal done
-        done += 1
-        print(f"[{done}/{stages}] {title} ({time.perf_counter() - start:.0f} s)", flush=True)
+
+def _stages(scale: Scale, work: Path, out: Path, shared: Path | None, words: str, clock: Clock) -> Path:
+    stage = clock.start
 
     stage("cohorts of both sites")
     cts = shared_cts(shared, work / "cts") if shared is not None else {"B": {}, "A": {}}
@@ -134,20 +139,12 @@ def run(scale: Scale, work: Path, out: Path, *, shared: Path | None, words: str)
         arms[arm] = {"parameters": parameters_of(definitions[arm]), "seeds": {}}
         for seed in scale.seeds:
             stage(f"{arm}, seed {seed}: train on B, freeze, test once on A")
-            clock = time.process_time()
             home = work / f"{slug(arm)}_{seed}"
-            weights = train_arm(definitions[arm], seed, scale.recipe, work / "train", home / "training", print)
-            heads = heads_document(image, clinical)
-            bundle = freeze_arm(definitions[arm], weights, heads, scale.recipe, home / "bundle")
-            evaluate = EvaluateOptions(resamples=scale.resamples)
-            validate_sites(
-                work / "test", home / "validation",
-                ValidateOptions("B", "A", scale.recipe.false_positives, evaluate),
-                predict=predictor(bundle), say=lambda _: None,
-            )  # fmt: skip
+            if not (home / "validation" / "validation.json").is_file():
+                _train_and_test(definitions[arm], seed, scale, work, home, heads_document(image, clinical))
             told, compared, results[arm][seed] = describe_arm(home / "validation", scale.resamples)
             first_seed.setdefault(arm, compared)
-            arms[arm]["seeds"][seed] = told | {"cpu_seconds_this_run": round(time.process_time() - clock)}
+            arms[arm]["seeds"][seed] = told
 
     stage("all arms on the same patients of site A; pages")
     document = {
@@ -156,7 +153,7 @@ def run(scale: Scale, work: Path, out: Path, *, shared: Path | None, words: str)
         "volseg": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "wall_seconds_this_run": round(time.perf_counter() - start),
+        "wall_seconds": clock.seconds(),
         "backgrounds": {site: sorted(found) or ["phantoms"] for site, found in cts.items()},
         "scale": asdict(scale),
         "arms": arms,
@@ -164,6 +161,42 @@ def run(scale: Scale, work: Path, out: Path, *, shared: Path | None, words: str)
         "origin": origin,
     }
     return write_pages(as_json(document), first_seed, drawn, out)
+
+
+def _train_and_test(
+    definition: Mapping[str, Any], seed: int, scale: Scale, work: Path, home: Path, heads: Mapping[str, Any]
+) -> None:
+    weights = train_arm(definition, seed, scale.recipe, work / "train", home / "training", print)
+    bundle = freeze_arm(definition, weights, heads, scale.recipe, home / "bundle")
+    evaluate = EvaluateOptions(resamples=scale.resamples)
+    options = ValidateOptions("B", "A", scale.recipe.false_positives, evaluate)
+    validate_sites(
+        work / "test", home / "validation", options, predict=predictor(bundle), progress=None, say=lambda _: None
+    )
+
+
+class Clock:
+    """Wall seconds of every stage, summed over all runs in one work folder."""
+
+    def __init__(self, path: Path, stages: int) -> None:
+        self.path, self.stages, self.number = path, stages, 0
+        self.title, self.since = "", time.perf_counter()
+        self.before: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def start(self, title: str) -> None:
+        self.stop()
+        self.number, self.title = self.number + 1, title
+        print(f"[{self.number}/{self.stages}] {title}", flush=True)
+
+    def stop(self) -> None:
+        if self.title:
+            self.before = self.seconds()
+            write_whole(self.path, json.dumps(self.before))
+        self.title, self.since = "", time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        now = {self.title: self.before.get(self.title, 0.0) + time.perf_counter() - self.since} if self.title else {}
+        return self.before | now
 
 
 def kept(path: Path, asked: list[Any]) -> Seen:
@@ -204,6 +237,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, help="folder with data/: real healthy CTs to grow lesions in")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.basicConfig(level=logging.WARNING)
     if args.scale == "small":
         logging.disable(logging.INFO)  # a line per step is company in hours, noise in minutes

@@ -181,7 +181,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         "## What it cost",
         "",
-        f"{document['wall_seconds_this_run']} s wall, this run (a resumed run counts only what was left). "
+        f"{sum(document['wall_seconds'].values()):.0f} s wall in all, summed over the runs it was done in. "
         f"Backgrounds, by site: {_backgrounds(document['backgrounds'])}.",
         "",
     ]
