@@ -134,7 +134,8 @@ def cut_cases(
 
 def _cut_case(root: Path, stem: str, case: Mapping[str, str], slices: int, seed: int, spacing_mm: float) -> list[int]:
     keys = ("image", "label")
-    data: dict[Any, Any] = LoadStudyd(keys)(dict(case))
+    paths: dict[Any, Any] = dict(case)
+    data: dict[Any, Any] = LoadStudyd(keys)(paths)
     data = RasIsotropicd(keys, spacing_mm=spacing_mm, mode=("bilinear", "nearest"))(data)
     data = BoneMaskd()(data)
     hu, lesion, bone = (np.asarray(data[key][0]) for key in ("image", "label", "bone"))
