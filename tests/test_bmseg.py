@@ -132,6 +132,14 @@ def test_what_cannot_be_used_is_refused_in_one_line_before_any_training(
     assert not (tmp_path / "out" / small.name).exists()
 
 
+def test_grey_pictures_saved_as_rgb_are_trained_on_when_that_is_allowed(data, small, tmp_path):
+    for path in (data / "image").iterdir():
+        grey = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([grey] * 3, -1)).save(path, quality=100, subsampling=0)
+    assert main(command(data, tmp_path / "refused", small)) == 1
+    assert main(command(data, tmp_path / "out", small, "--grey-rgb", "--resamples", "20")) == 0
+
+
 def test_a_crop_the_network_cannot_take_is_refused(data, small, tmp_path, capsys):
     assert main([*command(data, tmp_path / "out", small), "--crop", "100"]) == 2
     assert "--crop 100: a multiple of 16" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def run_protocol(
             start = time.perf_counter()
             if not (folder / DONE).is_file():
                 say(f"{files.name}, fold {split.number + 1} of {len(splits)}: training into {folder}")
-                weights = _train(files, found, split, folder, options, device, precision, say)
+                weights = _train(files, found, split, folder, options, device, precision, grey_rgb, say)
                 _predict(files, weights, found, split, folder, options, device, grey_rgb, progress)
                 say(f"{files.name}, fold {split.number + 1}: done in {time.perf_counter() - start:.0f} s")
             by_fold.append(_results(files, found, split, folder, grey_rgb))
@@ -148,6 +148,7 @@ def _train(
     options: BmSegOptions,
     device: str | None,
     precision: str | None,
+    grey_rgb: bool,
     say: Callable[[str], None],
 ) -> Path:
     """The weights of the epoch that did best on the split's validation slices."""
@@ -166,7 +167,11 @@ def _train(
         precision=precision,
         device=device,
         start_from=options.start_from,
-        overrides={"roi_size": [options.crop] * 2, "val_interval": max(1, epochs // VALIDATIONS)},
+        overrides={
+            "roi_size": [options.crop] * 2,
+            "val_interval": max(1, epochs // VALIDATIONS),
+            "picture_transforms#0#grey_rgb": grey_rgb,
+        },
     )
     training = folder / "training"
     last = train_bundle(files, folder, training, asked, say=say)
