@@ -22,6 +22,7 @@ from volseg.report.tables import as_json
 
 PAGE, JSON = "study.md", "study.json"
 FIGURES = {"froc.png": "Lesions at site A, first seed of every arm", "origin.png": "Lung or not, patient level"}
+FEW_STEPS = 1000
 DSC, FOUND, FALSE = "DSC, volumes with lesions", "lesion sensitivity at the frozen score", "false positives per volume"
 
 
@@ -151,12 +152,21 @@ def markdown(document: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for pair, rows in document["paired"].items():
-        cells = [f"{_cell(rows[f]['estimate'], sign=True)}: {rows[f]['verdict']}" for f in (DSC, FOUND, FALSE)]
+        cells = [
+            f"{_cell(rows[f]['estimate'], sign=True)}: {_word(f, rows[f]['verdict'])}" for f in (DSC, FOUND, FALSE)
+        ]
         lines.append(f"| {pair} | {' | '.join(cells)} |")
     lines += [
         "",
         "A name is the better arm where the interval of the difference leaves 0 out; everything else is a tie at this "
-        "size. Intervals are of patients, not of trainings: differences of single seeds stand in study.json.",
+        "size. Intervals are of patients, not of trainings (with one seed nothing is known of their spread), and not "
+        "corrected for their number. False positives are read beside the sensitivity: a network that finds nothing has "
+        "none.",
+        "",
+        f"**Who wins** (DSC at site A, after {steps} steps, {what}): {_winners(document['paired'])}. So few steps tell "
+        "which network learns quickest, not which ends best."
+        if steps < FEW_STEPS
+        else f"**Who wins** (DSC at site A, after {steps} steps, {what}): {_winners(document['paired'])}.",
         "",
         "![FROC](froc.png)",
         "",
@@ -176,7 +186,8 @@ def markdown(document: Mapping[str, Any]) -> str:
             both = [
                 run["answers"].get(f"lung origin, {level} level", {}).get("test") for level in ("patient", "lesion")
             ]
-            lines.append(f"| {arm} | {seed} | {_cell(both[0])} | {_cell(both[1])} |")
+            cells = [f"{_cell(e)}, n = {e['n']}" if e else "n/a" for e in both]
+            lines.append(f"| {arm} | {seed} | {' | '.join(cells)} |")
     lines += [
         "",
         "## What it cost",
@@ -186,6 +197,21 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _word(figure: str, verdict: str) -> str:
+    return f"fewer with {verdict}" if figure == FALSE and verdict not in ("tie", "unknown") else verdict
+
+
+def _winners(paired: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every pair of arms in words, by DSC."""
+    said = []
+    for pair, rows in paired.items():
+        first, second = pair.split(" minus ")
+        won = rows[DSC]["verdict"]
+        loser = second if won == first else first
+        said.append(f"{first} and {second} tie" if won in ("tie", "unknown") else f"{won} beats {loser}")
+    return "; ".join(said)
 
 
 def _backgrounds(found: Mapping[str, Sequence[str]]) -> str:
