@@ -43,7 +43,8 @@ FORBIDDEN = {
     "training": ("volseg.networks",),  # likewise
     "evaluation": ("volseg.networks",),  # a stranger re-derives the figures from saved masks
 }
-EXEMPT = {"io/monai_reader.py", "io/monai_pictures.py"}  # MONAI's loaders around our readers: imported by bundles, never by volseg.io itself
+# MONAI's loaders around our readers: imported by bundles, never by volseg.io itself.
+EXEMPT = {"io/monai_reader.py", "io/monai_pictures.py"}
 
 
 def room_of(module: str) -> str:

@@ -132,9 +132,7 @@ def test_boxes_come_in_voxels_and_in_millimetres_and_on_an_oblique_grid_with_all
     corners = np.array(oblique["box_corners_ras_mm"])
     assert corners.shape == (8, 3)
     assert oblique["box_ras_mm"] == pytest.approx([*corners.min(axis=0), *corners.max(axis=0)], abs=0.002)
-    assert np.linalg.norm(corners[0] - corners[4]) == pytest.approx(
-        2, abs=0.002
-    )  # 2 voxels, whatever the turn
+    assert np.linalg.norm(corners[0] - corners[4]) == pytest.approx(2, abs=0.002)  # 2 voxels, whatever the turn
 
 
 def test_nan_and_infinity_become_null(tmp_path):

@@ -16,11 +16,11 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     bmseg = commands.add_parser(
         "bmseg", parents=[common], formatter_class=FORMATTER,
         help="BM-Seg: cross-validated training and evaluation of the 2-D networks",
-        description="DATA is the unpacked BM-Seg archive: the folders 'image', 'bone mask' and 'lesion mask', and beside\n"
+        description="DATA is the unpacked BM-Seg archive: the folders 'image', 'bone mask', 'lesion mask', and beside\n"
         "them slices.csv (columns slice, patient), since the archive does not say whose slice is whose. Every picture\n"
         "is checked first. Each fold is trained by the bundle's own train.json, the epoch chosen on its validation\n"
-        "slices, its test slices predicted once. OUT/bmseg.html shows our figures beside the published ones of the same\n"
-        "kind; tables/ and bmseg.json hold them, <bundle>/fold_<k>/ weights and masks. Finished folds are kept, a\n"
+        "slices, its test slices predicted once. OUT/bmseg.html shows our figures beside the published ones of the\n"
+        "same kind; tables/ and bmseg.json hold them, <bundle>/fold_<k>/ weights and masks. Finished folds are kept, a\n"
         "training that was cut off goes on (the best epoch is then sought among the later ones).\n\n"
         "protocols:\n"
         "  bmseg-patient  folds over patients: the honest one. Refused where patients are unknown.\n"
@@ -29,14 +29,14 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "  volseg bmseg BM-Seg --check                               look at every picture, train nothing\n"
         "  volseg bmseg BM-Seg -o bmseg                              both networks, by patient (wants a GPU)\n"
         "  volseg bmseg BM-Seg -o eh --protocol bmseg-eh --bundle bmseg_bmsmm_net_segmentation\n"
-        "  volseg bmseg-synth -o toy --patients 5 --slices 4         without the archive: the same, in minutes on a CPU\n"
+        "  volseg bmseg-synth -o toy --patients 5 --slices 4         without the archive: minutes on a CPU\n"
         "  volseg bmseg toy -o out --folds 3 --crop 64 --epochs 2 --iterations 10",
     )  # fmt: skip
     bmseg.add_argument("data", type=Path, metavar="DATA", help="folder that holds image, bone mask, lesion mask")
     bmseg.add_argument("-o", "--out", type=Path, default=Path("bmseg"), help="folder (default: bmseg)")
     bmseg.add_argument("--protocol", choices=PROTOCOLS, default=PROTOCOLS[0], help="default: %(default)s")
     bmseg.add_argument("--bundle", action="append", metavar="BUNDLE",
-                       help=f"name or folder; may be given more than once (default: {' and '.join(BUNDLES)})")  # fmt: skip
+                       help=f"name or folder; may be repeated (default: {' and '.join(BUNDLES)})")  # fmt: skip
     bmseg.add_argument("--folds", type=positive, default=5, help="default: 5, as in the papers")
     bmseg.add_argument("--pattern", metavar="REGEX",
                        help="finds the patient in a slice's name, in place of slices.csv: '^(P[0-9]+)_'")  # fmt: skip
@@ -61,8 +61,8 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     synth = commands.add_parser(
         "bmseg-synth", parents=[common], formatter_class=FORMATTER,
         help="a BM-Seg-shaped folder of synthetic slices",
-        description="Writes image, bone mask, lesion mask, slices.csv and datalist.json: axial slices of computed patients\n"
-        "with grown lesions, or (--from) of the cases that `volseg synth` wrote. The same seed gives the same files; a\n"
+        description="Writes image, bone mask, lesion mask, slices.csv and datalist.json: axial slices of computed\n"
+        "patients with grown lesions, or (--from) of the cases that `volseg synth` wrote. Same seed, same files; a\n"
         "run that was cut off goes on. Nothing measured on it says how well real metastases are found.\n\n"
         "  volseg bmseg-synth -o toy --patients 23 --slices 66       as many as BM-Seg has\n"
         "  volseg synth CT -o cases --n 20 && volseg bmseg-synth --from cases -o slices --slices 5\n"

@@ -1,4 +1,4 @@
-"""MONAI's door to 2-D pictures: JPEG or PNG files become volumes of one slice, read as strictly as `volseg bmseg` does."""
+"""MONAI's door to 2-D pictures: JPEG or PNG files become volumes of one slice, as strictly as in `volseg bmseg`."""
 
 from __future__ import annotations
 
