@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from volseg.inference.window_detections import gather, merge
+from volseg.inference.window_detections import WindowDetections, gather, merge
 from volseg.inference.windows import plan_windows
 
 ROI = (32, 32, 32)
@@ -85,6 +85,16 @@ def test_two_lesions_apart_stay_two():
     for lesion in (torch.tensor([5.0, 5, 5, 12, 12, 12]), torch.tensor([16.0, 5, 5, 22, 12, 12])):
         found += seen_by_windows(lesion, overlap=0.5)[0]
     assert len(merge(gather(found, plan, ROI, SHAPE)).scores) == 2
+
+
+def test_members_that_contradict_each_other_still_make_a_box():
+    # Along y one ends where no window cut it before the other begins; a third, cut at both ends, joins them.
+    boxes = torch.tensor([[0.0, 12, 0, 10, 20, 10], [0, 22, 0, 10, 30, 10], [0, 10, 0, 10, 32, 10]])
+    cut = torch.zeros(3, 6, dtype=torch.bool)
+    cut[0, 1] = cut[1, 4] = cut[2, 1] = cut[2, 4] = True
+    detections = WindowDetections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.ones(3, 4, 4, 4), cut, torch.ones(3))
+    merged = merge(detections)
+    assert merged.boxes.tolist() == [[0, 10, 0, 10, 32, 10]]
 
 
 def test_nothing_found_merges_to_nothing():

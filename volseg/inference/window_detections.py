@@ -116,13 +116,17 @@ def _merged_score(detections: WindowDetections, trust: Tensor, members: Tensor) 
 def _merged_box(detections: WindowDetections, members: Tensor) -> Tensor:
     """Each side is the mean over the members, weighted by score, of those that no window cut there.
 
-    A side that every member had cut lies as far out as the farthest of them.
+    A side that every member had cut lies as far out as the farthest of them, and so do both of an axis whose means
+    contradict each other.
     """
     sides, cut = detections.boxes[members].double(), detections.cut[members]
     weight = torch.where(cut, CUT_SIDE, 1.0).double() * detections.scores[members, None].double().clamp_min(1e-6)
     box = (sides * weight).sum(0) / weight.sum(0)
     outermost = torch.cat([sides[:, :3].amin(0), sides[:, 3:].amax(0)])
-    return torch.where(cut.all(dim=0), outermost, box).float()
+    box = torch.where(cut.all(dim=0), outermost, box)
+    # Members that barely touch, each cut at another side, would give a beginning behind its end.
+    reversed_axes = (box[3:] <= box[:3]).repeat(2)
+    return torch.where(reversed_axes, outermost, box).float()
 
 
 def _canonical(members: Tensor, detections: WindowDetections) -> Tensor:
