@@ -92,7 +92,7 @@ def test_members_that_contradict_each_other_still_make_a_box():
     boxes = torch.tensor([[0.0, 12, 0, 10, 20, 10], [0, 22, 0, 10, 30, 10], [0, 10, 0, 10, 32, 10]])
     cut = torch.zeros(3, 6, dtype=torch.bool)
     cut[0, 1] = cut[1, 4] = cut[2, 1] = cut[2, 4] = True
-    detections = WindowDetections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.ones(3, 4, 4, 4), cut, torch.ones(3))
+    detections = WindowDetections(boxes, torch.tensor([0.5, 0.4, 0.9]), torch.ones(3, 4, 4, 4), cut, torch.ones(3))
     merged = merge(detections)
     assert merged.boxes.tolist() == [[0, 10, 0, 10, 32, 10]]
 
