@@ -36,9 +36,8 @@ from volseg.synthetic.patients import CohortOptions, PatientPlan, painting_rng, 
 from volseg.synthetic.scan import scanned
 from volseg.synthetic.sites import Site
 from volseg.transforms.bone import BoneMask
-from volseg.transforms.synthesis import PAINTERS
+from volseg.transforms.synthesis import PAINTERS, grow_distractors
 from volseg.transforms.synthesis_canvas import Canvas, GrownLesion
-from volseg.transforms.synthesis_distractors import DISTRACTORS
 from volseg.transforms.synthesis_scanner import Scanner, measure_scanner
 from volseg.types import Volume
 
@@ -129,7 +128,7 @@ def paint(
             wanted.kind, PAINTERS[wanted.kind], wanted.diameter_mm, "marrow", canvas.instances, len(grown) + 1, rng
         )
         grown += [one] if one else []
-    benign = _grow_distractors(canvas, plan.distractors, rng)
+    benign = grow_distractors(canvas, plan.distractors, rng)
     scene = Volume(canvas.voxels, volume.affine, channel=volume.channel)
     picture, truth, kept = scanned(scene, canvas.instances, scanner, site, plan.noise_hu, rng)
     counts = np.bincount(truth.ravel(), minlength=len(kept) + 1)
@@ -169,19 +168,6 @@ def _write(
     write_whole(paths["parameters"], json.dumps(document, indent=1))
     # The label comes last: a patient with all three files is a complete one.
     write_nifti(paths["label"], truth, picture.affine, dtype=np.uint16)
-
-
-def _grow_distractors(canvas: Canvas, count: int, rng: np.random.Generator) -> list[GrownLesion]:
-    names = list(DISTRACTORS)
-    odds = np.asarray([DISTRACTORS[name][3] for name in names])
-    grown: list[GrownLesion] = []
-    for _ in range(count):
-        name = names[int(rng.choice(len(names), p=odds / odds.sum()))]
-        painter, size_mm, place, _ = DISTRACTORS[name]
-        diameter_mm = float(rng.uniform(*size_mm))
-        one = canvas.grow(name, painter, diameter_mm, place, canvas.distractors, len(grown) + 1, rng)
-        grown += [one] if one else []
-    return grown
 
 
 def body_of(plan: PatientPlan, site: Site, options: CohortOptions) -> Source:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from volseg.training.checkpoint import unwrapped
 
 
 class AveragedWeights:
@@ -32,8 +33,7 @@ class AveragedWeights:
         self.network, self.decay, self.steps = network, float(decay), 0
         self.averaged = network
         if decay:
-            plain = network.module if isinstance(network, DistributedDataParallel) else network
-            self.averaged = copy.deepcopy(plain).requires_grad_(False)
+            self.averaged = copy.deepcopy(unwrapped(network)).requires_grad_(False)
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer (MONAI calls this)."""
@@ -68,8 +68,7 @@ class AveragedWeights:
                 value.copy_(trained[name])
 
     def _trained(self) -> dict[str, Tensor]:
-        plain = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return dict(plain.state_dict())
+        return dict(unwrapped(self.network).state_dict())
 
 
 class AverageHandler:

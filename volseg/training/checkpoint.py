@@ -38,7 +38,7 @@ class ResumableState:
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, part in self.state.items():
             # A part that the state does not know gets an empty one: a network refuses it, a new kind of part may not.
-            _unwrapped(part).load_state_dict(saved.get(name, {}))
+            unwrapped(part).load_state_dict(saved.get(name, {}))
         engine.state.epoch = int(saved["epoch"])
         engine.state.iteration = int(saved["iteration"])
         _LOG.info("going on after epoch %d of %s", engine.state.epoch, engine.state.max_epochs)
@@ -46,7 +46,7 @@ class ResumableState:
     def _save(self, engine: Engine) -> None:
         if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
             return
-        saved = {name: _unwrapped(part).state_dict() for name, part in self.state.items()}
+        saved = {name: unwrapped(part).state_dict() for name, part in self.state.items()}
         saved |= {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
@@ -54,6 +54,6 @@ class ResumableState:
         partial.replace(self.path)
 
 
-def _unwrapped(part: Any) -> Any:
+def unwrapped(part: Any) -> Any:
     """The network inside DistributedDataParallel, so that one process can go on where several stopped."""
     return part.module if isinstance(part, DistributedDataParallel) else part

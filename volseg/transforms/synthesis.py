@@ -66,20 +66,12 @@ def grow_lesions(
     canvas = Canvas(volume, bone, scanner, n + distractors)
     names, weights = list(kinds), np.asarray(list(kinds.values()), float)
     lesions: list[GrownLesion] = []
-    benign: list[GrownLesion] = []
     for _ in range(n):
         kind = names[int(rng.choice(len(names), p=weights / weights.sum()))]
         size = float(np.exp(rng.uniform(*np.log(diameters_mm)))) if diameters_mm else draw_diameter_mm(rng)
         grown = canvas.grow(kind, PAINTERS[kind], size, "marrow", canvas.instances, len(lesions) + 1, rng)
         lesions += [grown] if grown else []
-    benign_names = list(DISTRACTORS)
-    odds = np.asarray([DISTRACTORS[name][3] for name in benign_names])
-    for _ in range(distractors):
-        name = benign_names[int(rng.choice(len(odds), p=odds / odds.sum()))]
-        painter, (low, high), place, _weight = DISTRACTORS[name]
-        size = float(rng.uniform(low, high))
-        grown = canvas.grow(name, painter, size, place, canvas.distractors, len(benign) + 1, rng)
-        benign += [grown] if grown else []
+    benign = grow_distractors(canvas, distractors, rng)
     if len(lesions) < n:
         log.warning("grew %d of %d lesions: no room left in %.0f ml of bone", len(lesions), n, canvas.bone_ml)
     return Grown(
@@ -89,3 +81,17 @@ def grow_lesions(
         distractor_instances=canvas.distractors,
         distractors=tuple(benign),
     )
+
+
+def grow_distractors(canvas: Canvas, count: int, rng: np.random.Generator) -> list[GrownLesion]:
+    """Up to `count` benign look-alikes, kinds drawn by `DISTRACTORS`' own weights; those for which bone had room."""
+    names = list(DISTRACTORS)
+    odds = np.asarray([DISTRACTORS[name][3] for name in names])
+    benign: list[GrownLesion] = []
+    for _ in range(count):
+        name = names[int(rng.choice(len(names), p=odds / odds.sum()))]
+        painter, size_mm, place, _ = DISTRACTORS[name]
+        diameter_mm = float(rng.uniform(*size_mm))
+        grown = canvas.grow(name, painter, diameter_mm, place, canvas.distractors, len(benign) + 1, rng)
+        benign += [grown] if grown else []
+    return benign
