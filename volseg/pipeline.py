@@ -67,9 +67,7 @@ def analyse_study(study: Study, bundle: LoadedBundle, *, say: Callable[[str], No
 
 def _analyse_ct(study: Study, bundle: LoadedBundle, say: Callable[[str], None]) -> PatientResult:
     volume = _ct_of(study)
-    # What a bundle has to confess stands in every report it makes.
-    notice = bundle.files.metadata.get("notice")
-    warnings = ([str(notice)] if notice else []) + _doubts(volume)
+    warnings = _confession(bundle) + _doubts(volume, THICK_SLICE_MM)
     x, y, z = volume.voxels.shape
     say(f"{study.name}: {x} x {y} x {z} voxels, {' x '.join(f'{s:.2f}' for s in spacing_mm(volume.affine))} mm")
 
@@ -113,8 +111,7 @@ def _analyse_mri(study: Study, bundle: LoadedBundle, say: Callable[[str], None])
     channels = channels_of(bundle.files.metadata)
     study = replace(study, volumes=_sequences_of(study, channels))
     reference = next(iter(study.volumes.values()))
-    notice = bundle.files.metadata.get("notice")
-    warnings = ([str(notice)] if notice else []) + _mri_doubts(study, channels)
+    warnings = _confession(bundle) + _mri_doubts(study, channels)
     x, y, z = reference.voxels.shape
     size = " x ".join(f"{s:.2f}" for s in spacing_mm(reference.affine))
     say(f"{study.name}: {', '.join(study.volumes)}; {reference.channel} has {x} x {y} x {z} voxels, {size} mm")
@@ -217,17 +214,18 @@ def _mri_doubts(study: Study, channels: Sequence[str]) -> list[str]:
     plane = plane_of(reference.affine)
     if plane not in ("sagittal", "volume"):
         doubts.append(f"the reference {reference.channel} has {plane} slices; the bundle was trained on sagittal ones")
-    thickest = float(spacing_mm(reference.affine).max())
-    if thickest > THICK_MRI_SLICE_MM:
-        doubts.append(
-            f"voxels are {thickest:.1f} mm long: lesions smaller than about {2 * thickest:.0f} mm can be missed"
-        )
-    return doubts
+    return doubts + _doubts(reference, THICK_MRI_SLICE_MM)
 
 
-def _doubts(volume: Volume) -> list[str]:
+def _confession(bundle: LoadedBundle) -> list[str]:
+    """What a bundle has to confess stands in every report it makes."""
+    notice = bundle.files.metadata.get("notice")
+    return [str(notice)] if notice else []
+
+
+def _doubts(volume: Volume, thick_mm: float) -> list[str]:
     thickest = float(spacing_mm(volume.affine).max())
-    if thickest > THICK_SLICE_MM:
+    if thickest > thick_mm:
         return [f"voxels are {thickest:.1f} mm long: lesions smaller than about {2 * thickest:.0f} mm can be missed"]
     return []
 

@@ -17,6 +17,7 @@ import platform
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,34 +51,41 @@ def held_out(shared: Path, work: Path) -> dict[str, Volume]:
     return {name: read_study(path).volumes["CT"] for name, path in paths.items()}
 
 
-def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: int, say: Any = print) -> dict[str, Any]:
-    """Sensitivity, false positives and Dice on cases grown in `volumes`, per CT and together."""
-    rows = []
+def held_out_cases(
+    volumes: dict[str, Volume], seed: int
+) -> Iterator[tuple[str, int, Volume, np.ndarray, dict[str, Any]]]:
+    """(CT, number, volume, true instances, parameters) of every case, grown anew: they would not all fit in memory."""
     for name, volume in volumes.items():
         source = prepare(name, volume)
         options = SynthOptions(n=CASES[name], seed=seed, lesions=(1, 4), distractors=(0, 2), healthy=0.0)
         for number in range(options.n):
-            case, truth, parameters = grow_case(source, options, number)
-            start = time.perf_counter()
-            found = segment_volume(case, bundle).instances
-            match = match_lesions(found, truth, iou=0.1)
-            overlap = int(((found > 0) & (truth > 0)).sum())
-            size = int((found > 0).sum()) + int((truth > 0).sum())
-            rows.append(
-                {
-                    "ct": name,
-                    "case": number,
-                    "true": match.n_true,
-                    "hit": len(match.hits),
-                    "false_positive": len(match.false_positives),
-                    "dice": 2 * overlap / size if truth.any() else None,
-                    # Dice of two masks is 2 IoU / (1 + IoU).
-                    "hit_dice": [round(2 * iou / (1 + iou), 3) for _, _, iou in match.hits],
-                    "lesions": _lesions(parameters["lesions"], {i for i, _, _ in match.hits}),
-                    "seconds": round(time.perf_counter() - start, 1),
-                }
-            )
-            say(json.dumps({k: v for k, v in rows[-1].items() if k != "lesions"}))
+            yield name, number, *grow_case(source, options, number)
+
+
+def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: int, say: Any = print) -> dict[str, Any]:
+    """Sensitivity, false positives and Dice on cases grown in `volumes`, per CT and together."""
+    rows = []
+    for name, number, case, truth, parameters in held_out_cases(volumes, seed):
+        start = time.perf_counter()
+        found = segment_volume(case, bundle).instances
+        match = match_lesions(found, truth, iou=0.1)
+        overlap = int(((found > 0) & (truth > 0)).sum())
+        size = int((found > 0).sum()) + int((truth > 0).sum())
+        rows.append(
+            {
+                "ct": name,
+                "case": number,
+                "true": match.n_true,
+                "hit": len(match.hits),
+                "false_positive": len(match.false_positives),
+                "dice": 2 * overlap / size if truth.any() else None,
+                # Dice of two masks is 2 IoU / (1 + IoU).
+                "hit_dice": [round(2 * iou / (1 + iou), 3) for _, _, iou in match.hits],
+                "lesions": _lesions(parameters["lesions"], {i for i, _, _ in match.hits}),
+                "seconds": round(time.perf_counter() - start, 1),
+            }
+        )
+        say(json.dumps({k: v for k, v in rows[-1].items() if k != "lesions"}))
     summary = {name: _summary([r for r in rows if r["ct"] == name]) for name in volumes}
     lesions = [item for row in rows for item in row["lesions"]]
     return {
@@ -100,14 +108,10 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
 def detector_curves(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: int) -> dict[str, Any]:
     """FROC and COCO's average precision (overlap of masks) of a detector that keeps nearly all it finds."""
     cases = []
-    for name, volume in volumes.items():
-        source = prepare(name, volume)
-        options = SynthOptions(n=CASES[name], seed=seed, lesions=(1, 4), distractors=(0, 2), healthy=0.0)
-        for number in range(options.n):
-            case, truth, _ = grow_case(source, options, number)
-            found = segment_volume(case, bundle)
-            scores = dict(enumerate(found.scores or (), start=1))
-            cases.append(DetectionCase.from_instances(found.instances, scores, truth, patient=f"{name} {number}"))
+    for name, number, case, truth, _ in held_out_cases(volumes, seed):
+        found = segment_volume(case, bundle)
+        scores = dict(enumerate(found.scores or (), start=1))
+        cases.append(DetectionCase.from_instances(found.instances, scores, truth, patient=f"{name} {number}"))
     curve = froc(cases, iou=0.1)
     return {
         "detections": sum(case.scores.size for case in cases),
