@@ -22,6 +22,7 @@ from volseg import __version__
 from volseg.errors import InputError
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
 from volseg.io import write_nifti
+from volseg.io.cohort import DATALIST, with_cases
 from volseg.phantoms import ct_phantom
 from volseg.report.files import write_whole
 from volseg.report.tables import as_json
@@ -32,8 +33,6 @@ from volseg.types import Volume
 
 PHANTOM = "phantom"
 PHANTOM_REGIONS: tuple[Literal["abdomen", "thorax", "pelvis"], ...] = ("abdomen", "thorax", "pelvis")
-SECTIONS = ("training", "validation", "testing")
-DATALIST = "datalist.json"
 
 
 @dataclass(frozen=True)
@@ -176,22 +175,13 @@ def _paths(folder: Path, stem: str) -> dict[str, Path]:
 
 
 def _list_cases(folder: Path, images: Sequence[Path], section: str) -> None:
-    """Add the cases to one section of datalist.json; other sections and earlier cases stay."""
+    about = {
+        "name": "volseg synthetic bone lesions",
+        "description": "SYNTHETIC: lesions grown in CT; not clinical data",
+        "labels": {"0": "background", "1...": "lesion instances"},
+        "modality": {"0": "CT"},
+    }
+    relative = [image.relative_to(folder).as_posix() for image in images]
+    cases = [{"image": image, "label": image.replace("imagesTr", "labelsTr", 1)} for image in relative]
     path = folder / DATALIST
-    document: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8"))
-        if path.is_file()
-        else {
-            "name": "volseg synthetic bone lesions",
-            "description": "SYNTHETIC: lesions grown in CT; not clinical data",
-            "labels": {"0": "background", "1...": "lesion instances"},
-            "modality": {"0": "CT"},
-        }
-    )
-    listed = {case["image"] for case in document.get(section, [])}
-    for image in images:
-        relative = image.relative_to(folder).as_posix()
-        if relative not in listed:
-            case = {"image": relative, "label": relative.replace("imagesTr", "labelsTr", 1)}
-            document.setdefault(section, []).append(case)
-    write_whole(path, json.dumps(document, indent=1))
+    write_whole(path, json.dumps(with_cases(path, section, cases, about), indent=1))

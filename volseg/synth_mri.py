@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from volseg import __version__
 from volseg.io import write_nifti
+from volseg.io.cohort import DATALIST, with_cases
 from volseg.labels import MRI_CHANNELS
 from volseg.phantoms import Region
 from volseg.phantoms.mri import MriOptions, MriPhantom, mri_phantom
@@ -26,7 +26,6 @@ from volseg.report.files import write_whole
 from volseg.report.tables import as_json
 
 MRI_PHANTOM = "mri-phantom"
-DATALIST = "datalist.json"
 REGIONS: tuple[Region, ...] = ("abdomen", "thorax", "pelvis")
 
 
@@ -113,22 +112,14 @@ def _write_case(folder: Path, name: str, label: Path, options: MriSynthOptions, 
 
 
 def _list_cases(folder: Path, studies: list[Path], section: str) -> None:
-    """Add the cases to one section of datalist.json; other sections and earlier cases stay."""
+    about = {
+        "name": "volseg synthetic spine MRI",
+        "description": "SYNTHETIC: computed phantoms with lesions; not clinical data. An image is a folder",
+        "labels": {"0": "background", "1...": "lesion instances"},
+        "modality": {str(n): channel for n, channel in enumerate(MRI_CHANNELS)},
+    }
+    cases = [
+        {"image": study.relative_to(folder).as_posix(), "label": f"labelsTr/{study.name}.nii.gz"} for study in studies
+    ]
     path = folder / DATALIST
-    document: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8"))
-        if path.is_file()
-        else {
-            "name": "volseg synthetic spine MRI",
-            "description": "SYNTHETIC: computed phantoms with lesions; not clinical data. An image is a folder",
-            "labels": {"0": "background", "1...": "lesion instances"},
-            "modality": {str(n): channel for n, channel in enumerate(MRI_CHANNELS)},
-        }
-    )
-    listed = {case["image"] for case in document.get(section, [])}
-    for study in studies:
-        relative = study.relative_to(folder).as_posix()
-        if relative not in listed:
-            case = {"image": relative, "label": f"labelsTr/{study.name}.nii.gz"}
-            document.setdefault(section, []).append(case)
-    write_whole(path, json.dumps(document, indent=1))
+    write_whole(path, json.dumps(with_cases(path, section, cases, about), indent=1))

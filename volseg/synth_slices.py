@@ -27,6 +27,7 @@ from volseg import __version__
 from volseg.errors import UsageError
 from volseg.inference.datasets import listed_cases
 from volseg.io.bmseg import BONE, FOLDERS, IMAGE, LESION, SLICES
+from volseg.io.cohort import DATALIST
 from volseg.io.files import shown, stem_of
 from volseg.io.monai_reader import LoadStudyd
 from volseg.phantoms import BUILDS, Region, ct_phantom
@@ -38,7 +39,6 @@ from volseg.transforms.slices2d import WINDOW_HU, as_rows, axial_picture
 from volseg.transforms.synthesis import grow_lesions
 
 ABOUT = "synthetic.json"
-DATALIST = "datalist.json"
 REGIONS: tuple[Region, ...] = ("abdomen", "thorax", "pelvis")
 PIXELS_MM = (0.75, 1.05)  # edge of a pixel: so sizes vary between patients, as in the archive
 THICKEST_MM, THINNEST_MM, SPAN_MM = 5.0, 1.0, 150.0

@@ -15,9 +15,8 @@ from volseg.errors import InputError, UsageError
 from volseg.inference.bundle import BundleFiles
 from volseg.inference.datasets import listed_cases
 from volseg.inference.quiet import quiet
+from volseg.io.cohort import DATALIST
 from volseg.training.logs import attach_mlflow, attach_tensorboard, check_installed
-
-DATALIST = "datalist.json"
 
 
 @dataclass(frozen=True)

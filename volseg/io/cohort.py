@@ -221,3 +221,16 @@ def _label_values(declared: Any) -> frozenset[int] | None:
         return None
     keys = [str(key).strip() for key in declared]
     return frozenset(int(key) for key in keys) if keys and all(key.isdigit() for key in keys) else None
+
+
+def with_cases(
+    path: Path, section: str, cases: Iterable[Mapping[str, str]], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The datalist at `path`, or a new one that begins with `about`, with `cases` added to one section.
+
+    Other sections and earlier cases stay; an image that the section lists already is not listed again.
+    """
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(about)
+    listed = {case["image"] for case in document.get(section, [])}
+    document.setdefault(section, []).extend(dict(case) for case in cases if case["image"] not in listed)
+    return document
