@@ -91,10 +91,13 @@ def backward(x, weight, bias, slices, backwards, first, last, dy, dx, dweight, d
                 v, g, gy = buffer[: stop - start], slope[here], dy[c, here]
                 v[:] = bias[c]
                 add_taps(x[c], weight[c], slices, backwards, s, start, v)
-                received = one - one
                 for j in range(v.size):  # d silu(v) / dv = p (1 + v (1 - p)) with p = sigmoid(v)
                     p = one / (one + exp2(-v[j] * real(LOG2E, one)))
                     g[j] = read(gy, j) * (p * (one + v[j] * (one - p)))
+                # Summed in a loop that stores nothing: one that stores is guarded by a comparison of addresses, and the
+                # order of the sum would hang on where malloc put a short array.
+                received = one - one
+                for j in range(v.size):
                     received += g[j]
                 dbias[c] += received
                 add_products(x[c], g, slices, backwards, s, start, dweight[c])

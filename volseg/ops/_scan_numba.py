@@ -147,13 +147,15 @@ def backward(
                 sum_d, sum_bias = zero, zero
                 x, step, gy, by_input, by_decay = xs[m], steps[m], gys[m], by_inputs[m], by_decays[m]
                 for i in range(size):
-                    sum_d += gy[i] * x[i]
                     gdt = by_decay[i] + x[i] * by_input[i]
                     if softplus:  # d softplus(v) / dv = 1 - exp(-softplus(v))
                         gdt *= real(1.0, zero) - exp2(-step[i] * log2e)
                     by_decay[i] = gdt
-                    sum_bias += gdt
                     by_input[i] = step[i] * by_input[i] + D[d] * gy[i]
+                # Summed in a loop that stores nothing: see backward in _conv_numba.py.
+                for i in range(size):
+                    sum_d += gy[i] * x[i]
+                    sum_bias += by_decay[i]
                 dD[d] += sum_d
                 dbias[d] += sum_bias
                 scatter(by_input, slices, backwards, column, wide, du[d], False)
