@@ -54,7 +54,7 @@ bench-bmseg: $(READY) ## BMSMM-Net and MFP-DeepLabv3+ module by module, on synth
 bench-resample: $(READY) ## volseg's resampling against MONAI's on a chest-sized volume (minutes)
 	$(BIN)/python tests/benchmarks/bench_resample.py
 
-study-small: $(READY) ## train at site B, test once at site A, on phantoms: 3 networks, 1 seed (some 9 minutes on one free core)
+study-small: $(READY) ## train at site B, test once at site A, on phantoms: 3 networks, 1 seed (6 minutes on 2 free cores; CI runs it)
 	$(BIN)/python tests/benchmarks/study.py --scale small
 
 study: $(READY) ## the same at full size: 4 networks, 3 seeds, ../shared's CTs if they are there (many hours; resumable)

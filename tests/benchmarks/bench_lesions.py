@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lesion_rows import IOU, by_diameter, by_kind, judged, summary
 
 from volseg.evaluation.detection import DetectionCase, average_precision, froc, mean_average_precision
-from volseg.evaluation.lesions import match_lesions
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
 from volseg.inference.bundle import DEFAULT_BUNDLE, LoadedBundle, find_bundle, load_bundle
 from volseg.inference.segment import segment_volume
@@ -35,7 +35,6 @@ from volseg.types import Volume
 SEED = 20261121
 LOOSE_SCORE = 0.02  # of a detector whose whole curve is asked for
 CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
-DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (15, np.inf)}
 
 
 def held_out(shared: Path, work: Path) -> dict[str, Volume]:
@@ -68,39 +67,16 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
     for name, number, case, truth, parameters in held_out_cases(volumes, seed):
         start = time.perf_counter()
         found = segment_volume(case, bundle).instances
-        match = match_lesions(found, truth, iou=0.1)
-        overlap = int(((found > 0) & (truth > 0)).sum())
-        size = int((found > 0).sum()) + int((truth > 0).sum())
-        rows.append(
-            {
-                "ct": name,
-                "case": number,
-                "true": match.n_true,
-                "hit": len(match.hits),
-                "false_positive": len(match.false_positives),
-                "dice": 2 * overlap / size if truth.any() else None,
-                # Dice of two masks is 2 IoU / (1 + IoU).
-                "hit_dice": [round(2 * iou / (1 + iou), 3) for _, _, iou in match.hits],
-                "lesions": _lesions(parameters["lesions"], {i for i, _, _ in match.hits}),
-                "seconds": round(time.perf_counter() - start, 1),
-            }
-        )
+        row = {"ct": name, "case": number, **judged(found, truth, parameters["lesions"])}
+        rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
         say(json.dumps({k: v for k, v in rows[-1].items() if k != "lesions"}))
-    summary = {name: _summary([r for r in rows if r["ct"] == name]) for name in volumes}
-    lesions = [item for row in rows for item in row["lesions"]]
     return {
-        "iou": 0.1,
+        "iou": IOU,
         "seed": seed,
-        "all": _summary(rows),
-        "by_ct": summary,
-        "sensitivity_by_diameter": {
-            name: _sensitivity([item for item in lesions if low <= item["diameter_mm"] < high])
-            for name, (low, high) in DIAMETERS_MM.items()
-        },
-        "sensitivity_by_kind": {
-            kind: _sensitivity([item for item in lesions if item["kind"] == kind])
-            for kind in ("lytic", "sclerotic", "mixed")
-        },
+        "all": summary(rows),
+        "by_ct": {name: summary([r for r in rows if r["ct"] == name]) for name in volumes},
+        "sensitivity_by_diameter": by_diameter(rows),
+        "sensitivity_by_kind": by_kind(rows),
         "cases": rows,
     }
 
@@ -112,12 +88,12 @@ def detector_curves(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
         found = segment_volume(case, bundle)
         scores = dict(enumerate(found.scores or (), start=1))
         cases.append(DetectionCase.from_instances(found.instances, scores, truth, patient=f"{name} {number}"))
-    curve = froc(cases, iou=0.1)
+    curve = froc(cases, iou=IOU)
     return {
         "detections": sum(case.scores.size for case in cases),
         "froc": {f"{rate:g}": round(sensitivity, 3) for rate, sensitivity in curve.at.items()},
         "froc_mean": round(curve.mean_sensitivity, 3),
-        "AP_10": round(average_precision(cases, iou=0.1), 3),
+        "AP_10": round(average_precision(cases, iou=IOU), 3),
         "mAP_10_50": round(mean_average_precision(cases), 3),
     }
 
@@ -162,38 +138,6 @@ def healthy_block(volumes: dict[str, Volume], bundle: LoadedBundle) -> dict[str,
     total = sum(r["false_positive"] for r in rows.values())
     bone = sum(r["bone_litres"] for r in rows.values())
     return {"by_ct": rows, "false_positive": total, "per_litre_of_bone": round(total / bone, 2) if bone else None}
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    true, hit = sum(r["true"] for r in rows), sum(r["hit"] for r in rows)
-    dices = [r["dice"] for r in rows if r["dice"] is not None]
-    hit_dices = [d for r in rows for d in r["hit_dice"]]
-    return {
-        "cases": len(rows),
-        "lesions": true,
-        "sensitivity": round(hit / true, 3) if true else None,
-        "false_positives_per_case": round(sum(r["false_positive"] for r in rows) / len(rows), 2),
-        "mean_dice_over_positives": round(float(np.mean(dices)), 3) if dices else None,
-        "mean_dice_of_hits": round(float(np.mean(hit_dices)), 3) if hit_dices else None,
-    }
-
-
-def _lesions(grown: list[dict[str, Any]], hits: set[int]) -> list[dict[str, Any]]:
-    """Kind, volume, diameter of the sphere of that volume, and whether it was hit, for every lesion of a case."""
-    return [
-        {
-            "kind": lesion["kind"],
-            "mm3": round(lesion["volume_mm3"]),
-            "diameter_mm": round((6 * lesion["volume_mm3"] / np.pi) ** (1 / 3), 1),
-            "hit": lesion["id"] in hits,
-        }
-        for lesion in grown
-    ]
-
-
-def _sensitivity(lesions: list[dict[str, Any]]) -> dict[str, Any]:
-    hit = sum(item["hit"] for item in lesions)
-    return {"lesions": len(lesions), "hit": hit, "sensitivity": round(hit / len(lesions), 3) if lesions else None}
 
 
 def _boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, np.ndarray]]:

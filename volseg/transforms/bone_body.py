@@ -19,11 +19,15 @@ def body_mask(hu: NDArray, spacing: NDArray, axial: int) -> Mask:
     hu: (X, Y, Z); spacing: (3,) mm per voxel; axial: the array axis that runs along the body, 0 to 2.
     """
     step = block_step(spacing, GRID_MM)
-    coarse = block_mean(hu, step) > BODY_HU
+    return stretch(patient(block_mean(hu, step) > BODY_HU, axial), step, hu.shape)
+
+
+def patient(coarse: Mask, axial: int) -> Mask:
+    """The parts of a coarse mask (about 3 mm) that are a patient's, with the gas that axial slices close in."""
     opened = ndimage.binary_erosion(coarse, border_value=1)
     labels, count = ndimage.label(opened)
     if count == 0:
-        return stretch(coarse, step, hu.shape)
+        return coarse
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     # Arms and hands beside the trunk are parts of the patient; a table is gone after the erosion.
@@ -31,4 +35,4 @@ def body_mask(hu: NDArray, spacing: NDArray, axial: int) -> Mask:
     body = ndimage.binary_dilation(body, iterations=2) & coarse
     # Gas is closed in by every axial slice, though airways and bowel may be cut by the last one.
     gaps, sizes = holes(body, [a for a in range(3) if a != axial])
-    return stretch(body | (sizes > 0)[gaps], step, hu.shape)
+    return body | (sizes > 0)[gaps]

@@ -1,0 +1,76 @@
+"""One case of a lesion bench as a row, and rows as figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from volseg.evaluation.lesions import match_lesions
+
+IOU = 0.1
+DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (15, np.inf)}
+
+
+def judged(found: NDArray, truth: NDArray, drawn: list[dict[str, Any]]) -> dict[str, Any]:
+    """Instances against instances on one grid; `drawn` are the parameters of what was drawn, by `id`."""
+    match = match_lesions(found, truth, iou=IOU)
+    overlap = int(((found > 0) & (truth > 0)).sum())
+    size = int((found > 0).sum()) + int((truth > 0).sum())
+    hits = {int(i) for i, _, _ in match.hits}
+    return {
+        "true": match.n_true,
+        "hit": len(hits),
+        "false_positive": len(match.false_positives),
+        "dice": 2 * overlap / size if truth.any() else None,
+        # Dice of two masks is 2 IoU / (1 + IoU).
+        "hit_dice": [round(2 * iou / (1 + iou), 3) for _, _, iou in match.hits],
+        "lesions": [
+            {
+                "kind": lesion["kind"],
+                "mm3": round(lesion["volume_mm3"]),
+                "diameter_mm": round((6 * lesion["volume_mm3"] / np.pi) ** (1 / 3), 1),
+                "hit": lesion["id"] in hits,
+            }
+            for lesion in drawn
+        ],
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sensitivity, false positives per case and Dice of many rows."""
+    true, hit = sum(r["true"] for r in rows), sum(r["hit"] for r in rows)
+    dices = [r["dice"] for r in rows if r["dice"] is not None]
+    hit_dices = [d for r in rows for d in r["hit_dice"]]
+    return {
+        "cases": len(rows),
+        "lesions": true,
+        "sensitivity": round(hit / true, 3) if true else None,
+        "false_positives_per_case": round(sum(r["false_positive"] for r in rows) / len(rows), 2),
+        "mean_dice_over_positives": round(float(np.mean(dices)), 3) if dices else None,
+        "mean_dice_of_hits": round(float(np.mean(hit_dices)), 3) if hit_dices else None,
+    }
+
+
+def by_diameter(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sensitivity by diameter of the sphere of a lesion's volume."""
+    lesions = [lesion for row in rows for lesion in row["lesions"]]
+    return {
+        name: _sensitivity([lesion for lesion in lesions if low <= lesion["diameter_mm"] < high])
+        for name, (low, high) in DIAMETERS_MM.items()
+    }
+
+
+def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sensitivity by kind of lesion."""
+    lesions = [lesion for row in rows for lesion in row["lesions"]]
+    return {
+        kind: _sensitivity([lesion for lesion in lesions if lesion["kind"] == kind])
+        for kind in sorted({lesion["kind"] for lesion in lesions})
+    }
+
+
+def _sensitivity(lesions: list[dict[str, Any]]) -> dict[str, Any]:
+    hit = sum(lesion["hit"] for lesion in lesions)
+    return {"lesions": len(lesions), "hit": hit, "sensitivity": round(hit / len(lesions), 3) if lesions else None}
