@@ -17,6 +17,7 @@ from volseg.errors import InputError
 from volseg.inference.bundle import find_bundle, load_bundle
 from volseg.inference.reads import channels_of, modality_of
 from volseg.io import write_nifti
+from volseg.io.cohort_check import check_cohort
 from volseg.pipeline import analyse_study
 from volseg.types import Study, Volume
 
@@ -56,9 +57,12 @@ def picture(affine: np.ndarray, shape: tuple[int, int, int], tissue: float, lesi
     return np.rint(np.where(inside, lesion, tissue) + rng.normal(0, 0.1 * tissue, shape)).clip(0).astype(np.int16)
 
 
-def write_series(path: Path, affine: np.ndarray, shape: tuple[int, int, int], tissue: float, lesion: float) -> Path:
+def write_series(
+    path: Path, affine: np.ndarray, shape: tuple[int, int, int], tissue: float, lesion: float, seed: int = 0
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(path, picture(affine, shape, tissue, lesion, seed=len(path.name)), affine, dtype=np.int16)
+    voxels = picture(affine, shape, tissue, lesion, seed=seed or len(path.name))
+    write_nifti(path, voxels, affine, dtype=np.int16)
     return path
 
 
@@ -226,3 +230,37 @@ def test_segmamba_is_a_switch_of_one_line(config):
         image[:, 2] = 0  # no T2
         with torch.inference_mode():
             assert net(image).shape == (1, 2, 16, 32, 32)
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """Two studies of site B and two of site A, the truth on T1's grid."""
+    root = tmp_path / "cohort"
+    cases = []
+    for n in range(4):
+        study = root / "imagesTr" / f"p{n}"
+        write_series(study / "t1_sag.nii.gz", T1_AFFINE, (16, 60, 60), 500, 250, seed=100 + n)
+        write_series(study / "stir_sag.nii.gz", STIR_AFFINE, (18, 80, 80), 200, 1000, seed=200 + n)
+        truth = (picture(T1_AFFINE, (16, 60, 60), 1, 1000, seed=0) > 500).astype(np.uint8)
+        (root / "labelsTr").mkdir(exist_ok=True)
+        write_nifti(root / "labelsTr" / f"p{n}.nii.gz", truth, T1_AFFINE, dtype=np.uint8)
+        cases.append({"image": f"imagesTr/p{n}", "label": f"labelsTr/p{n}.nii.gz"})
+    (root / "datalist.json").write_text(json.dumps({"training": cases[:2], "testing": cases[2:]}))
+    (root / "patients.csv").write_text("patient,site\np0,B\np1,B\np2,A\np3,A\n")
+    return root
+
+
+def test_an_mri_cohort_is_frozen_at_one_site_and_tested_at_the_other(cohort, stir_bundle, tmp_path):
+    out = tmp_path / "validation"
+    sites = ["--train-site", "B", "--test-site", "A", "--resamples", "50"]
+    bundle = ["--bundle", str(stir_bundle), "--trust-bundle", "--device", "cpu", "--quiet"]
+    assert main(["validate", "--data", str(cohort), "-o", str(out), *sites, *bundle]) == 0
+    assert (out / "validation.html").is_file()
+    found = json.loads((out / "predictions" / "p3" / "result.json").read_text())["lesions"]
+    assert len(found) == 1
+
+
+def test_one_sequence_shared_by_two_splits_is_a_leak(cohort):
+    assert check_cohort(cohort)[1].ok
+    shutil.copy(cohort / "imagesTr" / "p0" / "stir_sag.nii.gz", cohort / "imagesTr" / "p3" / "stir_sag.nii.gz")
+    assert [p.code for p in check_cohort(cohort)[1].problems] == ["image-in-two-splits"]

@@ -9,9 +9,6 @@ from pathlib import Path
 from volseg.errors import InputError, UsageError
 from volseg.types import Study
 
-# What read_study says of a folder of MRI sequences, and read_mri_study of a CT, before anybody looks what it is.
-NOT_ONE_IMAGE = ("dicom-none-found", "dicom-several-series", "dicom-several-volumes", "dicom-several-studies")
-
 
 def checked_modality(bundles: Sequence[str], args: argparse.Namespace) -> str:
     """ "CT" or "MR", one for all bundles.
@@ -47,6 +44,7 @@ def read_for(reads: str, item: str, name: str, args: argparse.Namespace) -> Stud
     from volseg.inference.reads import MR
     from volseg.io import read_study
     from volseg.io.mri_study import parse_channels, read_mri_study
+    from volseg.io.study import NOT_ONE_IMAGE
 
     if reads == MR:
         given = parse_channels(args.channel)

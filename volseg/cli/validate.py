@@ -63,15 +63,18 @@ def _validate(args: argparse.Namespace) -> int:
 def _predict_into(args: argparse.Namespace) -> Any:
     """(case, folder) -> the result of one image there; the bundle is loaded for the first."""
     from volseg.inference.bundle import DEFAULT_BUNDLE
+    from volseg.inference.reads import MR, modality_of
     from volseg.io import read_study
+    from volseg.io.mri_study import read_mri_study
     from volseg.pipeline import OutputOptions, analyse_study, write_results
 
     loaded: list[LoadedBundle] = []
 
     def predict(case: Any, folder: Path) -> None:
-        study = read_study(case.image, name=case.name)
         if not loaded:
             loaded.append(load(args.bundle or DEFAULT_BUNDLE, args))
+        read = read_mri_study if modality_of(loaded[0].files.metadata) == MR else read_study
+        study = read(case.image, name=case.name)
         write_results(analyse_study(study, loaded[0]), folder, OutputOptions())
 
     return predict

@@ -21,9 +21,12 @@ from volseg.errors import InputError, VolsegError
 from volseg.geometry import spacing_mm, to_ras
 from volseg.io.cohort import Cohort, CohortCase, Problem, one_line, read_cohort
 from volseg.io.files import shown
-from volseg.io.study import read_volume
+from volseg.io.mri_study import read_mri_study
+from volseg.io.study import NOT_ONE_IMAGE, read_volume
+from volseg.types import Volume
 
 GRID_TOLERANCE_VOXELS = 0.1
+CACHE_FORM = 2  # of what `_facts` keeps; a cache of another form is not believed
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def check_cohort(
     tick(len(files), len(files))
     for case in cohort.cases:
         problems += _of_files(case, facts, cohort)
-    problems += _leaks(cohort, {case: facts[case.image].get("sha256") for case in cohort.cases})
+    problems += _leaks(cohort, {case: facts[case.image].get("sha256", []) for case in cohort.cases})
     unused = sorted(set(cohort.patients) - {case.patient for case in cohort.cases})
     notes = [f"{len(unused)} patients have no image, among them {unused[0]}"] if unused else []
     without = sum(case.label is None for case in cohort.cases if case.section != "testing")
@@ -124,14 +127,13 @@ def same_grid(shape: ArrayLike, affine: ArrayLike, other_shape: ArrayLike, other
 def _facts(path: Path, is_label: bool, known: dict[str, Any]) -> dict[str, Any]:
     """What the checks need to know of one file; {"problem": [code, message]} if it cannot be read."""
     try:
-        status = path.stat()
+        key, stamp = str(path.resolve()), [CACHE_FORM, *_size_and_change(path), is_label]
     except OSError:
         return {"problem": ["file-missing", "no such file"]}
-    key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns, is_label]
     if known.get(key, {}).get("stamp") == stamp:
         return dict(known[key])
     try:
-        volume, _ = read_volume(path)
+        volume, *others = _volumes(path)
     except VolsegError as error:
         return {"problem": [error.code, error.message]}
     facts: dict[str, Any] = {"stamp": stamp, "shape": volume.voxels.shape, "affine": volume.affine.tolist()}
@@ -141,9 +143,29 @@ def _facts(path: Path, is_label: bool, known: dict[str, Any]) -> dict[str, Any]:
         facts["lowest"] = float(values[0])
         facts["values"] = [float(v) for v in values[:300]]
     else:
-        facts["sha256"] = voxels_sha256(volume.voxels, volume.affine)
+        facts["sha256"] = [voxels_sha256(v.voxels, v.affine) for v in (volume, *others)]
     known[key] = facts
     return facts
+
+
+def _size_and_change(path: Path) -> list[int]:
+    """Bytes and the last change of a file, or of all that lie in a folder."""
+    files = [path, *(f for f in path.rglob("*") if f.is_file())] if path.is_dir() else [path]
+    states = [f.stat() for f in files]
+    return [sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
+
+
+def _volumes(path: Path) -> list[Volume]:
+    """The one image at a path, or the sequences of an MRI study, the one that labels lie on first."""
+    try:
+        return [read_volume(path)[0]]
+    except InputError as error:
+        if error.code not in NOT_ONE_IMAGE:
+            raise
+        try:
+            return list(read_mri_study(path).volumes.values())
+        except InputError as of_mri:
+            raise error if of_mri.code == "mri-no-channel" else of_mri from None
 
 
 def _of_files(case: CohortCase, facts: Mapping[Path, dict[str, Any]], cohort: Cohort) -> list[Problem]:
@@ -173,14 +195,13 @@ def _of_files(case: CohortCase, facts: Mapping[Path, dict[str, Any]], cohort: Co
     return problems
 
 
-def _leaks(cohort: Cohort, hashes: Mapping[CohortCase, str | None]) -> list[Problem]:
+def _leaks(cohort: Cohort, hashes: Mapping[CohortCase, list[str]]) -> list[Problem]:
     problems = []
     of_patient: dict[str, list[CohortCase]] = defaultdict(list)
     of_image: dict[str, list[CohortCase]] = defaultdict(list)
     for case in cohort.cases:
         of_patient[case.patient].append(case)
-        digest = hashes[case]
-        if digest is not None:
+        for digest in hashes[case]:
             of_image[digest].append(case)
     for patient, cases in of_patient.items():
         sections = sorted({case.section for case in cases})

@@ -23,6 +23,10 @@ from volseg.types import Study, Volume
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD, MHA/MHD, a DICOM folder, a .zip of DICOM, one multi-frame DICOM file"
 
 
+# What `read_study` says of a folder of MRI sequences.
+NOT_ONE_IMAGE = ("dicom-none-found", "dicom-several-series", "dicom-several-volumes", "dicom-several-studies")
+
+
 def read_study(path: str | os.PathLike[str], *, series_uid: str | None = None, name: str | None = None) -> Study:
     """Read one study from a file or folder.
 
