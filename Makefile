@@ -57,7 +57,7 @@ bench-resample: $(READY) ## volseg's resampling against MONAI's on a chest-sized
 study-small: $(READY) ## train at site B, test once at site A, on phantoms: 3 networks, 1 seed (6 minutes on 2 free cores; CI runs it)
 	$(BIN)/python tests/benchmarks/study.py --scale small
 
-study: $(READY) ## the same at full size: 4 networks, 3 seeds, ../shared's CTs if they are there (some two hours; resumable)
+study: $(READY) ## the same with 3 seeds, more steps and patients, in ../shared's CTs if they are there (within the hour; resumable)
 	$(BIN)/python tests/benchmarks/study.py --scale full --shared ../shared
 
 format: $(READY) ## let ruff format the code and mend what it can
