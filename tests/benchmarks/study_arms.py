@@ -1,7 +1,7 @@
 """The study's networks, and what is done to each alike: trained on site B, frozen into a bundle, asked about each case.
 
-SegMamba; its twin whose scan is a depthwise convolution, of nearly as many weights ("no-Mamba twin"); the same with no
-such layer at all; MONAI's DynUNet of similar size. One recipe: crops, augmentation, steps, schedule, seed.
+SegMamba; its twin whose scan is a depthwise convolution, of nearly as many weights ("no-Mamba twin");
+MONAI's DynUNet of similar size. One recipe: crops, augmentation, steps, schedule, seed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ def network_defs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return {
         "SegMamba": {"_target_": "volseg.networks.SegMamba", **base, "depths": list(recipe.depths)},
         "no-Mamba twin": {"_target_": "study_arms.NoMambaTwin", **base, "depths": list(recipe.depths)},
-        "no layers": {"_target_": "volseg.networks.SegMamba", **base, "depths": [0, 0, 0, 0]},
         "DynUNet": {
             "_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
             "kernel_size": [3] * levels, "strides": [1] + [2] * (levels - 1),

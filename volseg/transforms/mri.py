@@ -8,9 +8,9 @@ channel is 0: the mean of its z-score. What bundles name in their JSON stands at
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from volseg.transforms.resample import AxisAlignedSpacing, Shape, resample_to_gr
 from volseg.types import Study
 
 log = logging.getLogger(__name__)
+
+Key = TypeVar("Key", bound=Hashable)
 
 LEAST_OVERLAP = 0.1
 # A lesion may lie six deviations over the marrow in STIR; beyond that is pulsation and metal.
@@ -182,6 +184,12 @@ def study_tensors(study: Study) -> dict[str, MetaTensor]:
     return {channel: to_metatensor(volume, name=study.name) for channel, volume in study.volumes.items()}
 
 
+def reference_of(there: Iterable[Key], named: Key | None) -> Key | None:
+    """Whose grid it is: the series that was named if it is there, else the first one; None where there is none."""
+    names = list(there)
+    return named if named in names else next(iter(names), None)
+
+
 def _name(tensor: MetaTensor) -> str:
     return str(tensor.meta.get("channel") or "a series")
 
@@ -227,7 +235,7 @@ class RegisterRigidd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         there = [key for key in self.keys if key in d]
-        first = self.reference if self.reference in there else next(iter(there), None)
+        first = reference_of(there, self.reference)
         reports = {}
         for key in there:
             if key != first:
@@ -276,11 +284,11 @@ class StackSequencesd(MapTransform):
         d = dict(data)
         channels = [str(key) for key in self.keys]
         series = {channel: _named(d, channel) for channel in channels if channel in d}
-        reference = self.reference if self.reference in series else None
+        reference = reference_of(series, self.reference)
         d[self.image_key], d[self.present_key] = stack_sequences(
             series, channels, reference=reference, pixdim=self.pixdim, least_overlap=self.least_overlap
         )
-        first = series[reference or next(c for c in channels if c in series)]
+        first = series[str(reference)]  # without any series the line above has refused
         for key in self.label_keys:
             if key in d:
                 _check_same_grid(d[key], first, str(key))

@@ -16,6 +16,7 @@ from volseg.labels import MRI_CHANNELS
 from volseg.transforms.bone_blocks import block_mean, block_step, stretch
 from volseg.transforms.bone_body import GRID_MM, patient
 from volseg.transforms.bone_morphology import Mask
+from volseg.transforms.mri import reference_of
 
 # Of the patient's own median: fat that is suppressed and cortex lie lower, and are closed in by what does not.
 AIR_SHARE = 0.25
@@ -57,8 +58,10 @@ class MrBodyMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        there = [key for key in self.keys if key in d]
-        series = d[self.reference if self.reference in there else there[0]]
+        reference = reference_of([key for key in self.keys if key in d], self.reference)
+        if reference is None:
+            return d
+        series = d[reference]
         mask = mr_body_mask(series[0].cpu().numpy(), series.affine.cpu().numpy())
         d[self.mask_key] = MetaTensor(mask[None].astype(np.uint8), meta=dict(series.meta))
         return d
