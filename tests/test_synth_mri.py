@@ -11,14 +11,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from volseg import synth_mri
 from volseg.cli import main
 from volseg.errors import InputError
 from volseg.inference.datasets import found_studies, listed_cases
 from volseg.io.monai_reader import LoadMriStudyd
 from volseg.labels import MRI_CHANNELS
 from volseg.phantoms.mri import MriOptions, mri_phantom
-from volseg.synth_mri import MriSynthOptions, mri_case, write_mri_cases
+from volseg.synth_mri import MriSynthOptions, mri_case, phantoms, write_mri_cases
 from volseg.transforms.mri_augment import RandSequenceIntensityd
 
 SMALL = {"size_mm": (48.0, 110.0, 70.0), "spacing_mm": (4.0, 1.6, 1.6)}
@@ -28,7 +27,7 @@ SMALL = {"size_mm": (48.0, 110.0, 70.0), "spacing_mm": (4.0, 1.6, 1.6)}
 def small(monkeypatch):
     """Phantoms of a tenth of the size: the walk is the same."""
     monkeypatch.setattr(
-        synth_mri, "mri_phantom", lambda rng, o: mri_phantom(rng, MriOptions(**SMALL, lesions=o.lesions))
+        phantoms, "mri_phantom", lambda rng, o: mri_phantom(rng, MriOptions(**SMALL, lesions=o.lesions))
     )
 
 
@@ -56,7 +55,7 @@ def test_a_run_that_was_cut_off_goes_on_and_lists_every_case_once(small, tmp_pat
 
 
 def test_sites_differ_and_some_cases_hold_no_lesion(monkeypatch):
-    monkeypatch.setattr(synth_mri, "mri_phantom", lambda rng, o: o)
+    monkeypatch.setattr(phantoms, "mri_phantom", lambda rng, o: o)
     drawn = [mri_case(MriSynthOptions(seed=3), n)[1] for n in range(60)]
     assert len({o.spacing_mm for o in drawn}) == len({o.noise for o in drawn}) == 60
     assert {o.region for o in drawn} == {"abdomen", "thorax", "pelvis"}

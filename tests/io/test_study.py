@@ -76,6 +76,15 @@ def test_other_files_in_a_dicom_folder_are_counted_and_passed_over(series) -> No
     assert any(note.startswith("3 files are not DICOM") for note in study.notes)
 
 
+def test_a_folder_of_links_says_why_nothing_was_found(tmp_path):
+    (tmp_path / "scan.nii.gz").write_bytes(b"somewhere else")
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "T1.nii.gz").symlink_to(tmp_path / "scan.nii.gz")
+    with pytest.raises(InputError, match=r"no DICOM image in this folder \(0 other files, 1 links that lead out"):
+        read_study(folder)
+
+
 def test_links_out_of_the_folder_are_not_followed(series, tmp_path) -> None:
     series(folder="elsewhere", ks=[4], prefix="x")
     folder = series()

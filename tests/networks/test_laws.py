@@ -77,6 +77,15 @@ def test_the_loss_reaches_every_parameter_and_stays_finite(network, size):
         assert p.grad is not None and torch.isfinite(p.grad).all(), name
 
 
+def test_memory_laid_out_channels_last_is_taken(network, size):
+    x = torch.randn(2, IN_CHANNELS, *size)
+    network.eval()
+    format_ = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    with torch.inference_mode():
+        y = network(x.contiguous(memory_format=format_))
+        assert torch.allclose(y, network(x), atol=1e-4)
+
+
 def test_an_odd_size_is_taken_or_refused_in_words(network, size):
     odd = tuple(n + 5 for n in size)
     try:

@@ -109,3 +109,9 @@ def whole_range(text: str) -> tuple[int, int]:
     if not 0 <= value[0] <= value[1]:
         raise argparse.ArgumentTypeError(f"{text} is not a range such as 1-6")
     return value
+
+
+def whole_numbers(text: str) -> frozenset[int]:
+    """`1-3,7` -> {1, 2, 3, 7}."""
+    ranges = [whole_range(part) for part in text.split(",")]
+    return frozenset(n for low, high in ranges for n in range(low, high + 1))

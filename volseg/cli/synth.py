@@ -1,4 +1,4 @@
-"""`volseg synth`: grow synthetic lesions in real CTs or phantoms."""
+"""`volseg synth`: grow synthetic lesions in real CTs, in real MRI with a mask of its vertebrae, or in phantoms."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from volseg.cli.shared import FORMATTER, Commands, fraction, positive, study_name, unique_names, whole_range
+from volseg.cli.shared import (
+    FORMATTER,
+    Commands,
+    fraction,
+    positive,
+    study_name,
+    unique_names,
+    whole_numbers,
+    whole_range,
+)
+from volseg.errors import UsageError
 
 
 def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     synth = commands.add_parser(
         "synth", parents=[common], formatter_class=FORMATTER,
-        help="grow synthetic lesions in real CTs or phantoms",
+        help="grow synthetic lesions in real CTs, in real MRI, or in phantoms",
         description="Each case is a CT with lytic, sclerotic and mixed lesions of exactly known mask grown in its\n"
         "bone, written as imagesTr / labelsTr / datalist.json with the parameters of every lesion. The same\n"
         "seed gives the same cases; a run that was cut off goes on. Use the input 'phantom' for a computed\n"
-        "patient.",
+        "patient, 'mri-phantom' for its spine in T1, T1c, T2 and STIR.\n\n"
+        "MRI has no bone mask of its own: give one with --marrow, from any source (SPIDER's, say).\n\n"
+        "  volseg synth CT -o cases --n 20\n"
+        "  volseg synth mri-phantom -o cases --n 100\n"
+        "  volseg synth MRI_FOLDER -o cases --marrow vertebrae.nii.gz --marrow-labels 1-25",
     )  # fmt: skip
     synth.add_argument(
         "inputs", nargs="+", metavar="CT", help="CT volume or DICOM folder, or 'phantom' or 'mri-phantom'"
@@ -34,6 +48,12 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     synth.add_argument("--section", choices=("training", "validation", "testing"), default="training",
                        help="section of datalist.json (default: training)")  # fmt: skip
     synth.add_argument("--series", metavar="UID", help="which DICOM series to use")
+    synth.add_argument("--marrow", type=Path, metavar="MASK",
+                       help="MRI: grow lesions where this mask is above 0, in every sequence of the input")  # fmt: skip
+    synth.add_argument("--marrow-labels", type=whole_numbers, metavar="A-B,C",
+                       help="MRI: which values of --marrow are vertebrae (default: all above 0)")  # fmt: skip
+    synth.add_argument("--channel", action="append", default=[], metavar="T1=PATH",
+                       help="MRI: the series of a channel (a path, or a series UID's last digits)")  # fmt: skip
     synth.set_defaults(run=_synth)
 
 
@@ -44,6 +64,12 @@ def _synth(args: argparse.Namespace) -> int:
         asked = MriSynthOptions(args.n, args.seed, args.lesions, args.distractors, args.healthy, args.section)
         write_mri_cases(args.out, asked, say=print)
         return 0
+    if args.marrow is not None:
+        return _grown_mri(args)
+    if args.channel or args.marrow_labels:
+        raise UsageError(
+            "mri-option", "--channel and --marrow-labels are for MRI: --marrow MASK is missing"
+        )
     from volseg.io import read_study
     from volseg.synth import PHANTOM, SynthOptions, write_cases
 
@@ -57,4 +83,19 @@ def _synth(args: argparse.Namespace) -> int:
         block_mm=args.block_mm, section=args.section,
     )  # fmt: skip
     write_cases(sources, args.out, options, say=print)
+    return 0
+
+
+def _grown_mri(args: argparse.Namespace) -> int:
+    from volseg.io import parse_channels, read_mri_study, read_volume
+    from volseg.synth_mri import MarrowMask, MriSynthOptions, write_grown_mri
+
+    if len(args.inputs) > 1 or args.inputs[0] == "phantom":
+        raise UsageError("marrow-for-many", "--marrow belongs to one real examination: give one input")
+    source = args.inputs[0]
+    study = read_mri_study(source, channels=parse_channels(args.channel), name=study_name(source))
+    mask, _ = read_volume(args.marrow)
+    marrow = MarrowMask.of(mask, args.marrow_labels, args.marrow.name)
+    asked = MriSynthOptions(args.n, args.seed, args.lesions, (0, 0), args.healthy, args.section)
+    write_grown_mri(study, marrow, args.out, asked, say=print)
     return 0

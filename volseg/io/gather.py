@@ -78,8 +78,9 @@ def gather(path: Path) -> Gathered:
     if objects:
         notes.append(f"{objects} DICOM objects hold no image (structure sets, reports) and were passed over")
     if not frames:
+        links = f", {outside} links that lead out of it and are not followed" if outside else ""
         raise InputError(
-            "dicom-none-found", f"{shown(path)}: no DICOM image in this folder ({other + objects} other files)"
+            "dicom-none-found", f"{shown(path)}: no DICOM image in this folder ({other + objects} other files{links})"
         )
     return Gathered(tuple(frames), tuple(notes))
 

@@ -57,12 +57,12 @@ class DySample(nn.Module):
         batch, channels, height, width = x.shape
         exact = torch.promote_types(x.dtype, torch.float32)  # bfloat16 cannot tell neighbouring places apart
         offset = self.offset(x) * (0.25 if self.scope is None else 0.5 * torch.sigmoid(self.scope(x)))
-        shift = F.pixel_shuffle(offset.to(exact).view(batch * self.groups, -1, height, width), self.scale)
+        shift = F.pixel_shuffle(offset.to(exact).reshape(batch * self.groups, -1, height, width), self.scale)
         rows, columns = (_centres(n, self.scale, shift) for n in (height, width))
         grid = torch.stack([columns + shift[:, 0] * (2 / width), rows[:, None] + shift[:, 1] * (2 / height)], dim=-1)
         grouped = x.to(exact).reshape(batch * self.groups, channels // self.groups, height, width)
         y = F.grid_sample(grouped, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return y.view(batch, channels, self.scale * height, self.scale * width).to(x.dtype)
+        return y.reshape(batch, channels, self.scale * height, self.scale * width).to(x.dtype)
 
 
 def _centres(length: int, scale: int, like: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Carafe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        weights = self.encode(self.compress(x)).view(batch, self.REACH**2, self.scale**2, height, width).softmax(1)
-        old = F.unfold(x, self.REACH, padding=self.REACH // 2).view(batch, channels, -1, height, width)
+        weights = self.encode(self.compress(x)).reshape(batch, self.REACH**2, self.scale**2, height, width).softmax(1)
+        old = F.unfold(x, self.REACH, padding=self.REACH // 2).reshape(batch, channels, -1, height, width)
         new = torch.einsum("bckhw,bkshw->bcshw", old, weights.to(old.dtype))
         return F.pixel_shuffle(new.flatten(1, 2), self.scale)

@@ -115,17 +115,17 @@ def mri_phantom(rng: np.random.Generator, options: MriOptions | None = None) -> 
             tissue = marrow_signal(channel, fat_fraction) * (1 + contrasts[channel])
             grain = 1 + 0.08 * smooth_noise(signal.shape, canvas.spacing_mm, 2.0, rng)
             signal += weight * (tissue * grain - signal)
-        seen = _sample(signal, scene, np.linalg.inv(motion[channel]) @ affine, shape)
+        seen = sampled(signal, scene, np.linalg.inv(motion[channel]) @ affine, shape)
         noise = o.noise * marrow_signal("T1", fat_fraction)
         volumes[channel] = Volume(_receive(seen, affine, noise, o.bias, rng), affine, channel)
 
     first = volumes[o.channels[0]]
     grid = (first.affine, first.voxels.shape)
-    shares = [_sample(w, scene, *grid) for w in (bone, marrow)]
+    shares = [sampled(w, scene, *grid) for w in (bone, marrow)]
     instances = np.zeros(first.voxels.shape, np.uint16)
     lesions: list[MriLesion] = []
     for weight, (kind, contrasts) in zip(weights, drawn, strict=True):
-        mask = (_sample(weight, scene, *grid) > 0.5) & (instances == 0)
+        mask = (sampled(weight, scene, *grid) > 0.5) & (instances == 0)
         if mask.any():
             instances[mask] = number = len(lesions) + 1
             center = voxel_to_ras_mm(first.affine, np.argwhere(mask).mean(0))
@@ -225,7 +225,7 @@ def _movement(o: MriOptions, rng: np.random.Generator, scene: Affine, shape: Seq
     return out
 
 
-def _sample(fine: NDArray, scene: Affine, affine: Affine, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def sampled(fine: NDArray, scene: Affine, affine: Affine, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The drawing seen by thick slices: a Gaussian as wide as a voxel at half height, then its centers."""
     to_fine = np.linalg.inv(scene) @ affine
     widths = np.abs(to_fine[:3, :3]).max(axis=1)
