@@ -67,9 +67,7 @@ def _synth(args: argparse.Namespace) -> int:
     if args.marrow is not None:
         return _grown_mri(args)
     if args.channel or args.marrow_labels:
-        raise UsageError(
-            "mri-option", "--channel and --marrow-labels are for MRI: --marrow MASK is missing"
-        )
+        raise UsageError("mri-option", "--channel and --marrow-labels are for MRI: --marrow MASK is missing")
     from volseg.io import read_study
     from volseg.synth import PHANTOM, SynthOptions, write_cases
 
