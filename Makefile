@@ -47,6 +47,8 @@ bench: $(READY) ## every speed and memory ratio: kernels, network, engine, growt
 bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes (needs ../shared; minutes)
 	$(BIN)/python tests/benchmarks/bench_lesions.py
 	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bone_ct_mask_rcnn_detection
+	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bmseg_bmsmm_net_segmentation
+	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bmseg_mfp_deeplabv3plus_segmentation
 
 bench-bmseg: $(READY) ## BMSMM-Net and MFP-DeepLabv3+ module by module, on synthetic slices (goes on; SIZE=tiny|small|large)
 	$(BIN)/python tests/benchmarks/bench_bmseg.py --size $(or $(SIZE),small)
