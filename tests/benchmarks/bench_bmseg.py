@@ -44,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 DATA_SEED = 20261121
 SHRINK = 2  # pixels are merged 2 x 2: 1.5 to 2.1 mm
 STRIDE = 16
+LESION_CROPS = 0.3
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(3, 2, 2, 2, 2, 32, (2, 2, 4, 4, 8)),
-    "small": Size(15, 8, 3, 240, 4, 64, (8, 16, 32, 64, 128)),
+    "small": Size(90, 6, 3, 800, 8, 64, (8, 16, 32, 64, 128)),
     "large": Size(23, 66, 5, 20_000, 8, 224, (32, 64, 128, 256, 512)),
 }
 Build = Callable[[Size], nn.Module]
@@ -131,18 +132,22 @@ def _halved(pixels: NDArray) -> NDArray[np.float32]:
 
 
 def crops(slices: list[Slice], size: Size, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A batch: (B, 1, crop, crop) and masks (B, 2, crop, crop); 60 % round a lesion pixel, the others round bone."""
+    """A batch: (B, 1, crop, crop) and masks (B, 2, crop, crop), mirrored and their grey varied at random.
+
+    `LESION_CROPS` of them lie round a lesion pixel, the others round bone.
+    """
     images, masks = [], []
     while len(images) < size.batch:
         one = slices[rng.integers(len(slices))]
-        places = np.argwhere(one.masks[1] if rng.random() < 0.6 and one.masks[1].any() else one.masks[0])
+        places = np.argwhere(one.masks[1] if rng.random() < LESION_CROPS and one.masks[1].any() else one.masks[0])
         if not len(places):
             continue
         middle = places[rng.integers(len(places))] + rng.integers(-size.crop // 4, size.crop // 4, 2)
         start = np.clip(middle - size.crop // 2, 0, np.maximum(np.array(one.grey.shape) - size.crop, 0))
         box = tuple(slice(int(s), int(s) + size.crop) for s in start)
         flip = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
-        images.append(one.grey[box][None, :, flip].copy())
+        grey = one.grey[box][None, :, flip] * rng.normal(1, 0.1) + rng.normal(0, 0.05)
+        images.append(grey.astype(np.float32))
         masks.append(one.masks[(slice(None), *box)][..., flip].copy())
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)).float()
 
@@ -156,7 +161,7 @@ def loss_of(family: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def run_one(family: str, build: Build, size: Size, seed: int, train: list[Slice], test: list[Slice]) -> dict[str, Any]:
-    """Train one variant from scratch and test it: pooled figures over the test slices."""
+    """Train one variant from scratch in bfloat16 and test it in float32: pooled figures over the test slices."""
     torch.manual_seed(seed)
     net, loss, rng = build(size), loss_of(family), np.random.default_rng([DATA_SEED, seed])
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=5e-4)
@@ -165,7 +170,9 @@ def run_one(family: str, build: Build, size: Size, seed: int, train: list[Slice]
     net.train()
     for _ in range(size.steps):
         image, masks = crops(train, size, rng)
-        value = loss(net(image), masks)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(image)
+        value = loss(logits.float(), masks)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -192,6 +199,11 @@ def run_one(family: str, build: Build, size: Size, seed: int, train: list[Slice]
     }
 
 
+def run_path(store: Path, family: str, variant: str, seed: int) -> Path:
+    """Where a finished run is kept."""
+    return store / f"{family}_{variant}_{seed}.json".replace(" ", "_")
+
+
 def ablation(work: Path, name: str, size: Size) -> dict[str, Any]:
     """Every variant and seed; what is in `work` already is not run again."""
     train, test = load(work, size)
@@ -206,7 +218,7 @@ def ablation(work: Path, name: str, size: Size) -> dict[str, Any]:
     for seed in range(size.seeds):  # seeds outermost: cut off early, every variant has the same seeds
         for family, variants in VARIANTS.items():
             for variant, build in variants.items():
-                path = store / f"{family}_{variant}_{seed}.json".replace(" ", "_")
+                path = run_path(store, family, variant, seed)
                 if not path.is_file():
                     path.write_text(json.dumps(run_one(family, build, size, seed, train, test)))
                 found = json.loads(path.read_text())
