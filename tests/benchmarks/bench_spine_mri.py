@@ -12,10 +12,8 @@ Writes one JSON with date and machine.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lesion_rows import IOU, by_diameter, by_kind, judged, summary
+from lesion_rows import IOU, by_diameter, by_kind, heading, judged, summary
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
@@ -96,10 +94,7 @@ def main() -> None:
         return
     full = rows["+".join(channels)]
     document = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, CPU",
-        "bundle": f"{bundle.files.name} {bundle.files.version}",
-        "weights_sha256": bundle.weights_sha256,
+        **heading(bundle),
         "data": "computed phantoms, volseg synth mri-phantom; never real MRI",
         "iou": IOU,
         "all_sequences": summary(full),

@@ -10,15 +10,13 @@ is hit at IoU >= 0.1. Writes one JSON with date and machine.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lesion_rows import IOU, judged, summary
+from lesion_rows import IOU, heading, judged, summary
 
 from volseg.geometry import voxel_to_ras_mm
 from volseg.inference.bundle import find_bundle, load_bundle
@@ -104,10 +102,7 @@ def main() -> None:
         blocks[spine.name] = block
         print(spine.name, block["untouched"], {k: v for k, v in block.get("grown", {}).items() if k != "cases_in_full"})
     document = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, CPU",
-        "bundle": f"{bundle.files.name} {bundle.files.version}",
-        "weights_sha256": bundle.weights_sha256,
+        **heading(bundle),
         "what": "SYNTHETIC lesions grown in real MRI, and the same MRI untouched",
         "iou": IOU,
         "spines": blocks,

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
+import platform
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from volseg.evaluation.lesions import match_lesions
+from volseg.inference.bundle import LoadedBundle
 
 IOU = 0.1
 DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (15, np.inf)}
+
+
+def heading(bundle: LoadedBundle) -> dict[str, Any]:
+    """What was measured, where and when: how a bench's JSON begins."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, CPU",
+        "bundle": f"{bundle.files.name} {bundle.files.version}",
+        "weights_sha256": bundle.weights_sha256,
+    }
 
 
 def judged(found: NDArray, truth: NDArray, drawn: list[dict[str, Any]]) -> dict[str, Any]:

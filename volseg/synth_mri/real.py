@@ -126,6 +126,7 @@ def grow_mri_lesions(
     the mask or the reference's field of view has no room, fewer are grown and a warning is logged.
     """
     new = {cast(MriChannel, c): replace(v, voxels=v.voxels.astype(np.float32)) for c, v in volumes.items()}
+    bone = {c: marrow.seen_from(v.affine, v.voxels.shape) > 1 for c, v in new.items()}
     first = next(iter(new.values()))
     instances = np.zeros(first.voxels.shape, np.uint16)
     # Only where the reference looks: a lesion nobody sees cannot be labelled.
@@ -145,7 +146,7 @@ def grow_mri_lesions(
         if mask.sum() * voxel_volume_mm3(first.affine) < SMALLEST_MM3 or _touches(mask, instances, first.affine):
             continue
         contrasts = draw_contrasts(kind, rng)
-        new = {c: _painted(v, marrow, weight, grid, center, contrasts[c], rng) for c, v in new.items()}
+        new = {c: _painted(v, bone[c], weight, grid, center, contrasts[c], rng) for c, v in new.items()}
         instances[mask] = number = len(lesions) + 1
         middle = voxel_to_ras_mm(first.affine, np.argwhere(mask).mean(0))
         lesions.append(
@@ -193,7 +194,7 @@ def _touches(mask: NDArray[np.bool_], instances: NDArray[np.uint16], affine: Aff
 
 def _painted(
     volume: Volume,
-    marrow: MarrowMask,
+    bone: NDArray[np.bool_],
     weight: NDArray[np.float32],
     grid: Affine,
     center: NDArray,
@@ -206,7 +207,6 @@ def _painted(
     if share.max() < 0.1:
         return volume
     spacing = spacing_mm(affine)
-    bone = marrow.seen_from(affine, old.shape) > 1
     steps = (np.indices(old.shape, dtype=np.float32).reshape(3, -1).T - ras_mm_to_voxel(affine, center)) * spacing
     near = bone & (np.linalg.norm(steps, axis=1).reshape(old.shape) < NEIGHBOURHOOD_MM)
     healthy = near & (share < 0.1)
