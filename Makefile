@@ -41,6 +41,7 @@ lint: $(READY) ## ruff (rules and format) and mypy
 	$(BIN)/mypy
 
 bench: $(READY) ## every speed and memory ratio: kernels, network, engine, growth (an hour on 2 cores; PARTS="scan conv")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python tests/benchmarks/bench_speed.py $(if $(PARTS),--parts $(PARTS))
 	$(BIN)/python tests/benchmarks/bench_resample.py
 
