@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
 import warnings
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Spacing, Spacingd
+from resident import resident_mb
 
 from volseg.transforms.ct import RasIsotropicd
 from volseg.transforms.invert import ToSourceGridd
@@ -150,17 +150,9 @@ def _grown_mb(name: str, shape: tuple[int, int, int], side: int, threads: int) -
     job = JOBS[name](shape)[side]
     # Linux: forget the peak of the set-up.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident_mb("VmRSS")
+    before = resident_mb("VmRSS")
     job()
-    return round(_resident_mb("VmHWM") - before)
-
-
-def _resident_mb(field: str) -> float:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return round(resident_mb("VmHWM") - before)
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ is two small convolutions: what grows here is the engine, not the network.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from resident import peak_gb
 
 from volseg.inference.source_grid import SourceGridInferer
 
@@ -42,13 +42,13 @@ def main() -> None:
     tensor = MetaTensor(image, affine=torch.from_numpy(affine))
     tensor.meta["original_affine"], tensor.meta["spatial_shape"] = affine, np.array(image.shape[1:])
     inferer = SourceGridInferer(64, 1, 0.5, sums="float16", head="out" if block == "classes" else None)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    before = peak_gb()
     start = time.perf_counter()
     with torch.inference_mode():
         labels = inferer(tensor[None], Classes(classes))
     seconds = time.perf_counter() - start
     assert labels.shape[2:] == image.shape[1:]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_gb()
     print(json.dumps({"seconds": seconds, "peak_gb": peak, "engine_gb": peak - before}))
 
 
