@@ -1,13 +1,15 @@
 """volseg's spacing and way back against MONAI's Spacing and Invertd, on the same tensors in alternation.
 
-    python tests/benchmarks/bench_resample.py [--json FILE] [--rounds 5] [--threads 2] [--shape 512 512 275]
+    python tests/benchmarks/bench_resample.py [--rounds 5] [--threads 2] [--shape 512 512 275]
 
-Prints medians and ratios, the largest difference of the results, and each contender's extra memory (its own process).
+Prints medians and ratios, the largest difference of the results, and each contender's extra memory (its own process),
+and writes results/<date>_<machine>_resample.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import multiprocessing
 import os
@@ -33,6 +35,7 @@ from volseg.types import Volume
 
 # A chest CT's, to 1 mm. Neither way does a position fall midway between two voxels, where MONAI's nearest goes by the
 # rounding of float32 and ours up.
+HERE = Path(__file__).resolve().parent
 SPACING_MM = (0.7031, 0.7031, 1.2497)
 HU_RANGE = 3024.0
 Pair = tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]
@@ -157,7 +160,7 @@ def _grown_mb(name: str, shape: tuple[int, int, int], side: int, threads: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the JSON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 275))
@@ -182,11 +185,14 @@ def main() -> None:
             f"{memory}, {next((k, v) for k, v in row.items() if 'differ' in k)}",
             flush=True,
         )
-    if arguments.json:
-        machine = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads, "load": load}
-        versions = {"torch": torch.__version__, "monai": monai.__version__}
-        document = {**machine, **versions, "shape": shape, "spacing_mm": SPACING_MM, "results": results}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    machine = f"{platform.system()}-{platform.machine()}-{arguments.threads}threads".lower()
+    versions = {"torch": torch.__version__, "monai": monai.__version__}
+    document = {"date": date, "machine": machine, "load": load, **versions, "shape": shape, "spacing_mm": SPACING_MM}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{date}_{machine}_resample.json"
+    path.write_text(json.dumps(document | {"results": results}, indent=1) + "\n")
+    print(path)
 
 
 if __name__ == "__main__":
