@@ -62,14 +62,15 @@ def bright_bundle(tmp_path: Path) -> Path:
     path = root / "configs" / "inference.json"
     config = json.loads(path.read_text())
     low, high = config["window_hu"]
-    config["network_def"] = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    config["network_def"] = {"_target_": "torch.nn.Conv3d", "in_channels": 3, "out_channels": 2, "kernel_size": 1}
     config["inferer"]["roi_size"] = [32, 32, 32]
     config |= {"threshold": 0.6, "seed_threshold": 0.99}  # what is shipped changes with the weights
     path.write_text(json.dumps(config))
     edge = 2 * (700 - low) / (high - low) - 1
-    net = torch.nn.Conv3d(1, 2, 1)
+    net = torch.nn.Conv3d(3, 2, 1)
     with torch.no_grad():
-        net.weight[:] = torch.tensor([0.0, 200.0]).view(2, 1, 1, 1, 1)
+        net.weight.zero_()
+        net.weight[1, 0] = 200.0  # the first channel, which is the wide HU window
         net.bias[:] = torch.tensor([0.0, -200.0 * edge])
     torch.save(net.state_dict(), root / "models" / "model.pt")
     return root

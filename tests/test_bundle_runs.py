@@ -195,10 +195,10 @@ def test_ckpt_export_makes_a_torchscript_that_agrees(bundle, tmp_path):
         config_file=_configs(bundle, "inference.json")[0],
         key_in_ckpt="",
         use_trace=True,
-        input_shape=[1, 1, 32, 32, 32],
+        input_shape=[1, 3, 32, 32, 32],
     )
     network = torch.jit.load(exported).eval()
-    x = torch.randn(1, 1, 32, 32, 32)
+    x = torch.randn(1, 3, 32, 32, 32)
     parser = monai.bundle.ConfigParser()
     parser.read_config(_configs(bundle, "inference.json")[0])
     plain = parser.get_parsed_content("network_def").eval()

@@ -19,7 +19,7 @@ from volseg.synth import PHANTOM, SynthOptions, write_cases
 from volseg.train import dataset_folder, finished_epochs
 from volseg.training.logs import attach_mlflow
 
-SMALL_NET = '{"_target_": "volseg.networks.SegMamba", "in_channels": 1, "out_channels": 2, "dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "hidden_dim": 8}'  # noqa: E501
+SMALL_NET = '{"_target_": "volseg.networks.SegMamba", "in_channels": 3, "out_channels": 2, "dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "hidden_dim": 8}'  # noqa: E501
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def chest(ct: Path) -> dict[str, Any]:
     from volseg.networks import SegMamba
     from volseg.transforms.metatensor import to_metatensor
 
-    net = SegMamba(1, 2).cuda().eval()
+    net = SegMamba(3, 2).cuda().eval()  # the shipped bundle's channels
     bundle = load_bundle(find_bundle(DEFAULT_BUNDLE), device="cpu", overrides={"spacing_mm": 1.0})
     start = time.perf_counter()
     volume = read_study(ct).volumes["CT"]

@@ -158,12 +158,13 @@ PREFIX: list[str] = []  # in front of what runs in a process of its own
 
 
 def window(rounds: int) -> Result:
-    """Seconds per 48^3 window of the shipped network, two at a time: what a whole CT cannot go below."""
+    """Seconds per window of the shipped network, two at a time: what a whole CT cannot go below."""
     from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
     from volseg.inference.workers import in_order, workers_for
 
-    net = load_bundle(find_bundle(DEFAULT_BUNDLE)).network
-    pair = torch.randn(2, 1, 48, 48, 48)
+    bundle = load_bundle(find_bundle(DEFAULT_BUNDLE))
+    net = bundle.network
+    pair = torch.randn(2, 3, *bundle.inferer.roi_size)
     workers = workers_for(torch.device("cpu"), 2)
 
     # In each row eight windows count; side by side a ninth goes first, alone.

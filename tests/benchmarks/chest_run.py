@@ -2,8 +2,8 @@
 
 All use the shipped network at its own spacing and window, overlap 0.5, two windows at a time. Contenders:
 
-    monai                as MONAI's bundles write it: LoadImaged, Orientationd, Spacingd, ScaleIntensityRanged,
-                         SlidingWindowInferer, Invertd, argmax, SaveImaged
+    monai                as MONAI's bundles write it: LoadImaged, Orientationd, Spacingd, SlidingWindowInferer,
+                         Invertd, argmax, SaveImaged; volseg's own bone channels between, for the network wants them
     volseg               volseg's engine as `volseg predict` lays its windows (even steps over the bone)
     volseg_same_windows  volseg's engine at MONAI's places, windows that hold bone: bone sees MONAI's windows but for
                          those that together give it less than SPARE of its weight
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -34,14 +33,16 @@ from monai.transforms import (
     LoadImaged,
     Orientationd,
     SaveImaged,
-    ScaleIntensityRanged,
     Spacingd,
 )
+from resident import peak_gb
 
 from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
 from volseg.inference.source_grid import SourceGridInferer
 from volseg.inference.workers import workers_for
 from volseg.io import read_study, write_nifti
+from volseg.transforms.bone_context import BoneContextd
+from volseg.transforms.ct import BoneMaskd
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor
 
@@ -95,14 +96,14 @@ def by_volseg(ct: Path, out: Path, **settings: Any) -> dict[str, float]:
 def by_monai(ct: Path, out: Path) -> dict[str, float]:
     bundle = load_bundle(find_bundle(DEFAULT_BUNDLE))
     config = json.loads((bundle.files.root / "configs" / "inference.json").read_text())
-    low, high = config["window_hu"]
     preprocessing = Compose(
         [
             LoadImaged("image"),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="RAS", labels=None),
             Spacingd("image", pixdim=(config["spacing_mm"],) * 3, mode="bilinear"),
-            ScaleIntensityRanged("image", low, high, -1.0, 1.0, clip=True),
+            BoneMaskd("image", "bone"),
+            BoneContextd("image", "bone", windows_hu=[config["window_hu"], config["marrow_window_hu"]]),
         ]
     )
     postprocessing = Compose(
@@ -136,7 +137,7 @@ def main() -> None:
         places: dict[str, Any] = {"layout": "monai", "spare": SPARE[precision]} if "same_windows" in name else {}
         figures = by_volseg(ct, out, precision=precision, **places)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_gb()
     print(json.dumps({"seconds": seconds, "peak_gb": peak} | figures))
 
 

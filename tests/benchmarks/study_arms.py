@@ -27,6 +27,8 @@ from volseg.pipeline import analyse_study
 from volseg.report.tables import write_result_json
 from volseg.train import TrainOptions, train_bundle
 
+IN_CHANNELS = 3  # what the shipped bundle's preprocessing makes of a CT
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -77,13 +79,13 @@ class NoMambaTwin(SegMamba):
 
 def network_defs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Arm -> the `network_def` that its train.json and inference.json get."""
-    base = {"in_channels": 1, "out_channels": 2, "dims": list(recipe.dims), "hidden_dim": recipe.hidden_dim}
+    base = {"in_channels": IN_CHANNELS, "out_channels": 2, "dims": list(recipe.dims), "hidden_dim": recipe.hidden_dim}
     levels = len(recipe.filters)
     return {
         "SegMamba": {"_target_": "volseg.networks.SegMamba", **base, "depths": list(recipe.depths)},
         "no-Mamba twin": {"_target_": "study_arms.NoMambaTwin", **base, "depths": list(recipe.depths)},
         "DynUNet": {
-            "_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
+            "_target_": "monai.networks.nets.DynUNet", "spatial_dims": 3, "in_channels": IN_CHANNELS, "out_channels": 2,
             "kernel_size": [3] * levels, "strides": [1] + [2] * (levels - 1),
             "upsample_kernel_size": [2] * (levels - 1), "filters": list(recipe.filters), "res_block": True,
         },
