@@ -21,7 +21,7 @@ from volseg.synth import PHANTOM, SynthOptions, write_cases
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "bone_ct_segmamba_segmentation"
 NET = {
-    "_target_": "volseg.networks.SegMamba", "in_channels": 3, "out_channels": 2, "dims": [4, 8, 8, 8],
+    "_target_": "volseg.networks.SegMamba", "in_channels": 1, "out_channels": 2, "dims": [4, 8, 8, 8],
     "depths": [1, 1, 1, 1], "hidden_dim": 8,
 }  # fmt: skip
 STEPS = 3
