@@ -1,17 +1,21 @@
 """What only a GPU can show: our Triton scan beside mamba_ssm's, SegMamba's window rate beside SwinUNETR's, a whole CT.
 
-    python tests/benchmarks/bench_gpu.py [--ct CT.nii.gz] [--out tests/benchmarks/results]
+    python tests/benchmarks/bench_gpu.py [--ct CT.nii.gz] [--mamba mamba_ssm.tar.gz] [--out RESULTS]
 
 Run `pytest tests/ops/test_scan_triton.py` first: on a machine with CUDA it tests the compiled kernels. mamba_ssm is
-timed where it can be imported (`pip install --no-build-isolation mamba-ssm` builds it where nvcc is). Writes one JSON;
-refuses to run without CUDA. Not yet run (no GPU was lent until 2026-11-21).
+built from `--mamba` (a carried sdist, or a requirement for pip) where it is missing and nvcc is there, and timed where
+it can be imported. Writes one JSON; refuses to run without CUDA. Not yet run (no GPU was lent until 2026-11-22).
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +41,17 @@ def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return round(sorted(times)[len(times) // 2], 4)
+
+
+def build_mamba(requirement: str) -> str:
+    """Build mamba_ssm with this environment's torch; says what came of it, for the JSON."""
+    if importlib.util.find_spec("mamba_ssm"):
+        return "was there"
+    if not shutil.which("nvcc"):
+        return "not built: no nvcc"
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", requirement]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    return "built" if done.returncode == 0 else f"not built: {done.stderr.strip().splitlines()[-1]}"
 
 
 def scans() -> list[dict[str, Any]]:
@@ -113,12 +128,14 @@ def chest(ct: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ct", type=Path, help="a chest CT for the run from file to mask")
+    parser.add_argument("--mamba", default="mamba-ssm", help="what pip builds where mamba_ssm is missing")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench_gpu: no CUDA device here")
     date, device = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), torch.cuda.get_device_name()
     document: dict[str, Any] = {"date": date, "device": device, "torch": torch.__version__}
+    document["mamba_ssm"] = build_mamba(args.mamba)
     document |= {"scans": scans(), "windows": windows()}
     if args.ct:
         document["chest"] = chest(args.ct)
