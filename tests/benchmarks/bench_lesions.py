@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import json
-import platform
 import tarfile
 import tempfile
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lesion_rows import IOU, by_diameter, by_kind, judged, summary
+from lesion_rows import IOU, by_diameter, by_kind, heading, judged, summary
 
 from volseg.evaluation.detection import DetectionCase, average_precision, froc, mean_average_precision
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
@@ -178,10 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         volumes = held_out(args.shared, Path(work))
     document = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.processor() or platform.machine()}, CPU",
-        "bundle": f"{bundle.files.name} {bundle.files.version}",
-        "weights_sha256": bundle.weights_sha256,
+        **heading(bundle),
         "overrides": overrides,
         "synthetic_held_out": synthetic_block(volumes, bundle, seed=SEED),
         "real_metastases_blds": real_block(args.shared, bundle),

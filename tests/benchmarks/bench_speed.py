@@ -164,7 +164,8 @@ def window(rounds: int) -> Result:
 
     bundle = load_bundle(find_bundle(DEFAULT_BUNDLE))
     net = bundle.network
-    pair = torch.randn(2, 3, *bundle.inferer.roi_size)
+    channels = bundle.files.metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    pair = torch.randn(2, channels, *bundle.inferer.roi_size)
     workers = workers_for(torch.device("cpu"), 2)
 
     # In each row eight windows count; side by side a ninth goes first, alone.

@@ -27,7 +27,8 @@ from volseg.pipeline import analyse_study
 from volseg.report.tables import write_result_json
 from volseg.train import TrainOptions, train_bundle
 
-IN_CHANNELS = 3  # what the shipped bundle's preprocessing makes of a CT
+# What the shipped bundle's preprocessing makes of a CT.
+IN_CHANNELS = find_bundle(DEFAULT_BUNDLE).metadata["network_data_format"]["inputs"]["image"]["num_channels"]
 
 
 @dataclass(frozen=True)

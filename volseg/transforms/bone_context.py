@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
-from torch import Tensor
+from monai.transforms import MapTransform, ScaleIntensityRange
+from monai.utils import convert_to_tensor
 
 from volseg.errors import UsageError
 
@@ -45,25 +45,19 @@ class BoneContextd(MapTransform):
         for low, high in windows_hu:
             if not low < high:
                 raise UsageError("window", f"a HU window goes from low to high, got {low:g} to {high:g}")
-        self.windows_hu = [(float(low), float(high)) for low, high in windows_hu]
+        self.windows = [ScaleIntensityRange(low, high, -1.0, 1.0, clip=True) for low, high in windows_hu]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image = d[self.image_key]
         if len(image) != 1:
             raise UsageError("channels", f"{self.image_key!r} has {len(image)} channels, BoneContextd takes one of HU")
-        hu, mask = _plain(image).to(torch.float32), _plain(d[self.mask_key])
-        channels = torch.empty((len(self.windows_hu) + 1, *hu.shape[1:]), dtype=torch.float32, device=hu.device)
-        for channel, (low, high) in zip(channels, self.windows_hu, strict=False):
-            torch.add(hu[0], -low, out=channel).mul_(2 / (high - low)).sub_(1).clamp_(-1, 1)
-        torch.mul(mask[0], 2 / MARROW, out=channels[-1]).sub_(1)
+        # Plain tensors: the bone channel has the image's metadata, not its own.
+        hu, mask = (convert_to_tensor(values, dtype=torch.float32) for values in (image, d[self.mask_key]))
+        channels = torch.cat([*(torch.as_tensor(window(hu)) for window in self.windows), mask * (2 / MARROW) - 1])
         d[self.image_key] = (
             MetaTensor(channels, meta=dict(image.meta), applied_operations=list(image.applied_operations))
             if isinstance(image, MetaTensor)
             else channels
         )
         return d
-
-
-def _plain(values: Tensor) -> Tensor:
-    return values.as_tensor() if isinstance(values, MetaTensor) else torch.as_tensor(values)
