@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from volseg.detection import AnchorGrid, MaskRCNN3D, MaskRCNNNetwork, targets_from_instances
+from volseg.detection.mask_rcnn import lesion_probability
 from volseg.detection.rpn import RPNSettings
 from volseg.errors import InputError, UsageError
 
@@ -65,6 +66,24 @@ def test_gradients_are_finite_under_bfloat16():
     assert all(v.dtype == torch.float32 for v in losses.values())
     sum(losses.values()).backward()
     assert all(bool(p.grad.isfinite().all()) for p in detector.parameters())
+
+
+def test_a_lesion_that_only_the_dense_branch_sees_reaches_the_second_stage():
+    detector = tiny().eval()
+    with torch.no_grad():  # the dense branch calls everything lesion, the RPN sees nothing at all
+        detector.network.semantic_head.out.bias.copy_(torch.tensor([-9.0, 9.0]))
+        maps = detector.network(torch.randn(1, 1, 32, 32, 32))
+        lesion = lesion_probability(maps.semantic)
+        blind = (
+            [o[:, :0] for o in maps.objectness],
+            [d[:, :0] for d in maps.deltas],
+            [maps.semantic.new_zeros(0, 6)] * 4,
+        )
+        boxes, scores = detector._proposals(*blind, lesion, most=10)[0]
+        detector.semantic_thresholds = ()
+        without, _ = detector._proposals(*blind, lesion, most=10)[0]
+    assert boxes.unique(dim=0).tolist() == [[0, 0, 0, 32, 32, 32]] and float(scores[0]) > 0.99
+    assert len(without) == 0
 
 
 def test_evaluation_gives_monais_keys_and_masks_for_every_box():

@@ -68,6 +68,44 @@ def test_neither_the_batch_nor_the_overlap_changes_the_lesions():
     assert torch.equal(one[0, 0] >= 0.5, wide[0, 0] >= 0.5)
 
 
+class LeansRight(BrightThings):
+    """Every box one voxel too far along X."""
+
+    def predict(self, windows):
+        found, semantic = super().predict(windows)
+        lean = torch.tensor([1.0, 0, 0, 1, 0, 0])
+        return [one | {"box": one["box"] + lean} for one in found], semantic.roll(1, dims=1)
+
+
+class SeesEverySecondTime(BrightThings):
+    """Finds nothing in every second look at a window."""
+
+    def predict(self, windows):
+        found, semantic = super().predict(windows)
+        nothing = (self.windows // len(windows)) % 2 == 0
+        return [{k: v[:0] for k, v in one.items()} if nothing else one for one in found], semantic
+
+
+def test_mirrored_looks_are_turned_back_and_averaged():
+    image, places = volume((24, 24, 24))[0], [(slice(4, 12), slice(4, 10), slice(5, 12))]
+    image[:] = -1
+    image[(0, 0, *places[0])] = 1
+    detector = LeansRight()
+    probability = DetectionInferer(24, mirror_axes=(0,), instance_weight=0.0)(image, detector)[0, 0]
+    assert detector.windows == 2
+    # Leaning right once and left once: both ends are half believed, the middle wholly.
+    assert probability[5:11, 4:10, 5:12].min() == 1
+    assert torch.equal(probability[[3, 4, 11, 12], 6, 6] == 0.5, torch.tensor([False, True, True, False]))
+
+
+def test_a_lesion_that_the_mirrored_look_does_not_show_counts_half():
+    image = -torch.ones(1, 1, 24, 24, 24)
+    image[0, 0, 8:14, 8:14, 8:14] = 1
+    once = DetectionInferer(24, score=0.1)(image, BrightThings())[0, 2].max()
+    half = DetectionInferer(24, score=0.1, mirror_axes=(1,))(image, SeesEverySecondTime())[0, 2].max()
+    assert float(once) == pytest.approx(0.9) and float(half) == pytest.approx(0.45)
+
+
 def test_a_shift_by_one_stride_shifts_the_lesions():
     image, _ = volume()
     moved = torch.nn.functional.pad(image, (0, 0, 0, 0, 12, 0), value=-1.0)

@@ -13,6 +13,7 @@ from volseg.detection.boxes import check_boxes
 from volseg.detection.mask_rcnn_network import Maps, MaskRCNNNetwork
 from volseg.detection.roi_heads import RoISettings, detect, roi_losses, sample_rois
 from volseg.detection.rpn import RPNSettings, propose, rpn_losses
+from volseg.detection.semantic_proposals import THRESHOLDS, semantic_proposals
 from volseg.detection.targets import stacked, targets_from_instances
 from volseg.errors import UsageError
 
@@ -28,6 +29,8 @@ class MaskRCNN3D(nn.Module):
         network: a `MaskRCNNNetwork`.
         anchors: an `AnchorGrid` with as many levels and as many anchors a place as the network was built for.
         rpn, roi: settings of the two stages.
+        semantic_thresholds: the dense branch proposes its connected pieces at these probabilities; () for the RPN
+            alone.
         weights: of the losses, by name; a name left out counts 1.
 
     Images are a batch (B, C, X, Y, Z) or a list of equally shaped (C, X, Y, Z). Targets are one dict per image as
@@ -46,6 +49,7 @@ class MaskRCNN3D(nn.Module):
         *,
         rpn: RPNSettings | None = None,
         roi: RoISettings | None = None,
+        semantic_thresholds: Sequence[float] = THRESHOLDS,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +67,7 @@ class MaskRCNN3D(nn.Module):
         self.network = network
         self.anchors = anchors
         self.rpn, self.roi = rpn or RPNSettings(), roi or RoISettings()
+        self.semantic_thresholds = tuple(semantic_thresholds)
         self.weights = dict(weights or {})
         self.semantic_loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
@@ -91,7 +96,8 @@ class MaskRCNN3D(nn.Module):
                 self.rpn,
                 per_location=self.anchors.per_location,
             )
-            proposals = self._proposals(objectness, deltas, anchors, images.shape[2:], self.rpn.proposals)
+            lesion = lesion_probability(maps.semantic)
+            proposals = self._proposals(objectness, deltas, anchors, lesion, self.rpn.proposals)
             samples = [sample_rois(b, s, t, self.roi) for (b, s), t in zip(proposals, targets, strict=True)]
             semantic = torch.stack([(t["mask"] > 0).float() for t in targets])
             found["semantic"] = self.semantic_loss(maps.semantic.float(), semantic)
@@ -104,9 +110,10 @@ class MaskRCNN3D(nn.Module):
         maps = self.network(images)
         objectness = [o.float() for o in maps.objectness]
         deltas = [d.float() for d in maps.deltas]
-        proposals = self._proposals(objectness, deltas, self._anchors(maps), images.shape[2:], self.rpn.proposals_test)
+        lesion = lesion_probability(maps.semantic)
+        proposals = self._proposals(objectness, deltas, self._anchors(maps), lesion, self.rpn.proposals_test)
         found = detect(self.network, maps.pyramid, [b for b, _ in proposals], images.shape[2:], self.roi, self.anchors)
-        return found, 1 - maps.semantic.float().softmax(dim=1)[:, 0]
+        return found, lesion
 
     def _anchors(self, maps: Maps) -> list[Tensor]:
         shapes = [tuple(level.shape[2:]) for level in maps.pyramid]
@@ -117,13 +124,24 @@ class MaskRCNN3D(nn.Module):
         objectness: Sequence[Tensor],
         deltas: Sequence[Tensor],
         anchors: Sequence[Tensor],
-        shape: Sequence[int],
+        lesion: Tensor,
         most: int,
     ) -> list[tuple[Tensor, Tensor]]:
-        return [
-            propose([o[i] for o in objectness], [d[i] for d in deltas], anchors, shape, self.rpn, most=most)
-            for i in range(len(objectness[0]))
-        ]
+        """Per image boxes (P, 6) and scores (P,): the RPN's `most` best, then the dense branch's."""
+        every = []
+        for i, probability in enumerate(lesion):
+            first = propose(
+                [o[i] for o in objectness], [d[i] for d in deltas], anchors, lesion.shape[1:], self.rpn, most=most
+            )
+            dense = semantic_proposals(probability, thresholds=self.semantic_thresholds)
+            every.append((torch.cat([first[0], dense[0]]), torch.cat([first[1], dense[1]])))
+        return every
+
+
+@torch.no_grad()
+def lesion_probability(semantic: Tensor) -> Tensor:
+    """Logits of the dense branch (B, K, X, Y, Z), class 0 background -> lesion of any class (B, X, Y, Z) float32."""
+    return 1 - semantic.float().softmax(dim=1)[:, 0]
 
 
 def _complete(target: Mapping[str, Tensor], shape: Sequence[int], number: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volseg.networks.convnextv2 import ConvNeXtV2
-from volseg.ops.conv3d import conv3d_3x3x3
+from volseg.ops.conv3d import Conv3x3x3, conv3d_3x3x3
 from volseg.ops.upconv3d import upconv3d_2x2x2
 
 # Objectness and lesion probability before any training (Lin et al. 2017): most of a scan is not lesion.
@@ -77,6 +77,9 @@ class MaskRCNNNetwork(nn.Module):
             drop_path_rate=drop_path_rate,
         )
         self.fpn = FeaturePyramidNetwork(3, list(dims[first_level:]), fpn_channels)
+        for i, block in enumerate(self.fpn.layer_blocks):
+            self.fpn.layer_blocks[i] = Conv3x3x3(fpn_channels, fpn_channels)
+            self.fpn.layer_blocks[i].load_state_dict(block.state_dict())
         self.rpn_head = RPNHead(fpn_channels, anchors_per_location)
         self.box_head = BoxHead(fpn_channels, head_channels, num_classes, box_size)
         self.mask_head = MaskHead(fpn_channels, mask_channels, num_classes)

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from volseg.inference.mirrors import flip, flip_detections, mirrorings
 from volseg.inference.paste import paste
 from volseg.inference.window_detections import MergedDetections, gather, merge
 from volseg.inference.windows import (
@@ -30,8 +31,8 @@ class DetectionInferer(Inferer):
     """Runs a detector with `predict(windows) -> (detections, semantic)` (MaskRCNN3D) over whole volumes.
 
     Args:
-        roi_size, sw_batch_size, overlap, pad_value, precision, all_windows, progress: as in
-            OccupiedSlidingWindowInferer.
+        roi_size, sw_batch_size, overlap, pad_value, precision, mirror_axes, all_windows, progress: as in
+            OccupiedSlidingWindowInferer; a window shown mirrored counts as another window that saw the same place.
         score: merged lesions below it are dropped. Sweep it on validation data only.
         iou_threshold, ios_threshold: of the clustering over windows.
         instance_weight: share of the instance masks in a lesion's outline; the rest is the semantic map's.
@@ -54,6 +55,7 @@ class DetectionInferer(Inferer):
         instance_weight: float = 0.5,
         pad_value: float = -1.0,
         precision: str = "float32",
+        mirror_axes: Sequence[int] = (),
         all_windows: bool = False,
         progress: bool | None = False,
     ) -> None:
@@ -65,6 +67,7 @@ class DetectionInferer(Inferer):
         self.score, self.iou_threshold, self.ios_threshold = score, iou_threshold, ios_threshold
         self.instance_weight = instance_weight
         self.pad_value, self.precision = pad_value, precision
+        self.mirrors = mirrorings(mirror_axes)
         self.all_windows, self.progress = all_windows, progress
 
     def __call__(
@@ -87,13 +90,13 @@ class DetectionInferer(Inferer):
         found: list[tuple[Corner, dict[str, Tensor]]] = []
         with window_bar(plan, self.progress) as bar:
             for corners, (detections, semantic) in self._outputs(image, detector, plan):
-                for (x, y, z), one, probability in zip(corners, detections, semantic.cpu(), strict=True):
+                for (x, y, z), views, probability in zip(corners, detections, semantic.cpu(), strict=True):
                     here = (slice(x, x + rx), slice(y, y + ry), slice(z, z + rz))
                     sums[here] += probability * importance
                     weights[here] += importance
-                    found.append(((x, y, z), one))
+                    found += [((x, y, z), view) for view in views]
                 bar.update(len(corners))
-        every = gather(found, plan.corners, self.roi_size, shape)
+        every = gather(found, tuple(plan.corners) * len(self.mirrors), self.roi_size, shape)
         lesions = self._confident(merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold))
         pasted = paste(lesions, every, sums / weights.clamp_min(1e-6), instance_weight=self.instance_weight)
         inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
@@ -101,15 +104,22 @@ class DetectionInferer(Inferer):
 
     def _outputs(
         self, image: Tensor, detector: Any, plan: WindowPlan
-    ) -> Iterator[tuple[tuple[Corner, ...], tuple[list[dict[str, Tensor]], Tensor]]]:
-        """What the detector says of the windows, a batch at a time and in order; on the CPU one window a core."""
+    ) -> Iterator[tuple[tuple[Corner, ...], tuple[list[list[dict[str, Tensor]]], Tensor]]]:
+        """What the detector says of the windows, a batch at a time and in order; on the CPU one window a core.
+
+        Per window one dict of detections for each mirroring, and the semantic probability, the mean of all.
+        """
         rx, ry, rz = self.roi_size
 
-        def predict(corners: tuple[Corner, ...]) -> tuple[list[dict[str, Tensor]], Tensor]:
+        def predict(corners: tuple[Corner, ...]) -> tuple[list[list[dict[str, Tensor]]], Tensor]:
             windows = torch.stack([image[:, x : x + rx, y : y + ry, z : z + rz] for x, y, z in corners])
-            with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                found: tuple[list[dict[str, Tensor]], Tensor] = detector.predict(windows)
-            return found
+            found, maps = [], []
+            for axes in self.mirrors:
+                with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    each, semantic = detector.predict(flip(windows, axes))
+                found.append([flip_detections(one, axes, self.roi_size) for one in each])
+                maps.append(flip(semantic, axes))
+            return [list(views) for views in zip(*found, strict=True)], torch.stack(maps).mean(dim=0)
 
         workers = workers_for(image.device, self.sw_batch_size)
         batches = plan.batches(max(1, self.sw_batch_size // workers))

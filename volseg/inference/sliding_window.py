@@ -9,7 +9,6 @@ next windows are cut and sent while the network runs; on the CPU the windows of 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -22,6 +21,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from volseg.inference.head import Head, without_head
+from volseg.inference.mirrors import flip, mirrorings
 from volseg.inference.slabs import UNSEEN_LOGIT, Slab, SlabSums
 from volseg.inference.windows import (
     Corner,
@@ -97,8 +97,6 @@ class OccupiedSlidingWindowInferer(Inferer):
             raise ValueError(f"layout must be 'even' or 'monai', not {layout!r}")
         if not 0 <= spare < 1:
             raise ValueError(f"spare must lie in [0, 1), not {spare}")
-        if not set(mirror_axes) <= {0, 1, 2}:
-            raise ValueError(f"mirror_axes can hold 0, 1 and 2, not {list(mirror_axes)}")
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.sigma_scale = sigma_scale
@@ -106,8 +104,7 @@ class OccupiedSlidingWindowInferer(Inferer):
         self.precision = precision
         self.sums = getattr(torch, sums)
         self.sw_device = sw_device
-        axes = sorted({2 + a for a in mirror_axes})
-        self.mirrors = [m for n in range(len(axes) + 1) for m in itertools.combinations(axes, n)]
+        self.mirrors = mirrorings(mirror_axes)
         self.all_windows = all_windows
         self.layout = layout
         self.spare = spare
@@ -236,7 +233,7 @@ class OccupiedSlidingWindowInferer(Inferer):
         with self._autocast(windows.device):
             values = network(windows)
             for axes in self.mirrors[1:]:
-                values = values + network(windows.flip(axes)).flip(axes)
+                values = values + flip(network(flip(windows, axes)), axes)
         return values if len(self.mirrors) == 1 else values / len(self.mirrors)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.networks.blocks import OutBlock, ResidualBlock, UpBlock
 from volseg.networks.mamba import MambaLayer
-from volseg.networks.sizes import bfloat16_spoils_gradients, check_size
+from volseg.networks.sizes import check_size
 from volseg.ops.conv3d import conv3d_1x1x1, conv3d_3x3x3
 from volseg.ops.instance_norm import instance_norm_act
 from volseg.ops.selective_scan import Backend
@@ -113,12 +112,6 @@ class SegMamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_size("SegMamba", x, (STRIDE,) * 3, two_voxels=True)
-        if bfloat16_spoils_gradients(x, STRIDE):
-            with torch.autocast("cpu", enabled=False):
-                return self._forward(x.float())
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
         maps = [x]
         skips = []
         for stage in self.stages:

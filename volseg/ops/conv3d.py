@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volseg.ops._winograd_cpu import winograd, winograd_weight
@@ -26,12 +26,25 @@ def conv3d_3x3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     gradients are Winograd's too. Everything else, and where numba is missing, takes torch's own: so does training in
     bfloat16, where oneDNN rounds less and at 16 to 64 channels is the faster (2026-11).
     """
+    if _spoils_gradients(x):
+        with torch.autocast("cpu", enabled=False):
+            return conv3d_3x3x3(x.float(), weight, bias, also=None if also is None else also.float())
     dtype = _winograd_type(x, weight, also)
     if dtype is None:
         return F.conv3d(x if also is None else torch.cat([x, also], dim=1), weight, bias, padding=1)
     if dtype == torch.bfloat16:
         return winograd(x.to(dtype), None if also is None else also.to(dtype), weight, bias)
     return _Convolution.apply(x, also, weight, bias)
+
+
+class Conv3x3x3(nn.Conv3d):
+    """nn.Conv3d with a 3x3x3 kernel, padding 1 and stride 1, computed by `conv3d_3x3x3`; the same weights' names."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3d_3x3x3(x, self.weight, self.bias)
 
 
 def conv3d_1x1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also: Tensor | None = None) -> Tensor:
@@ -47,6 +60,15 @@ def conv3d_1x1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     if bias is not None:
         y = y + bias[:, None].to(y.dtype)
     return y.unflatten(2, x.shape[2:])
+
+
+def _spoils_gradients(x: Tensor) -> bool:
+    """Whether training under CPU autocast would meet oneDNN's broken kernel.
+
+    The bfloat16 weight gradient of a padded 3x3x3 convolution over a map whose first axis has 2 voxels is uninitialised
+    memory (torch 2.13, measured 2026-11-21: NaN or 1e36 in a third of the calls; other sizes are right).
+    """
+    return x.shape[2] == 2 and x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
 
 
 def _winograd_type(x: Tensor, weight: Tensor, also: Tensor | None) -> torch.dtype | None:
