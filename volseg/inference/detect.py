@@ -33,7 +33,8 @@ class DetectionInferer(Inferer):
     Args:
         roi_size, sw_batch_size, overlap, pad_value, precision, mirror_axes, all_windows, progress: as in
             OccupiedSlidingWindowInferer; a window shown mirrored counts as another window that saw the same place.
-        score: merged lesions below it are dropped. Sweep it on validation data only.
+        score: lesions below it are dropped; a lesion's score is the merged detections' times how sure its outline is
+            (see `paste`). Sweep it on validation data only.
         iou_threshold, ios_threshold: of the clustering over windows.
         instance_weight: share of the instance masks in a lesion's outline; the rest is the semantic map's.
 
@@ -98,7 +99,8 @@ class DetectionInferer(Inferer):
                 bar.update(len(corners))
         every = gather(found, tuple(plan.corners) * len(self.mirrors), self.roi_size, shape)
         lesions = self._confident(merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold))
-        pasted = paste(lesions, every, sums / weights.clamp_min(1e-6), instance_weight=self.instance_weight)
+        semantic = sums / weights.clamp_min(1e-6)
+        pasted = paste(lesions, every, semantic, instance_weight=self.instance_weight, least_score=self.score)
         inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
         return pasted.stacked()[(slice(None), *inside)]
 

@@ -17,7 +17,7 @@ class PastedLesions:
     """What lesions leave on the volume's grid (X, Y, Z), before it goes back to the source.
 
     probability float32: of lesion, 0 outside all boxes. owner int32: which lesion a voxel's probability belongs to,
-    filling its box, 0 outside. score float32: the lesion's detection score, where `owner` is set.
+    filling its box, 0 outside. score float32: the lesion's score, where `owner` is set.
     """
 
     probability: Tensor
@@ -53,12 +53,17 @@ def paste(
     *,
     instance_weight: float = 0.5,
     threshold: float = 0.5,
+    least_score: float = 0.0,
 ) -> PastedLesions:
     """Every lesion's probability: `instance_weight` times its masks (mean over windows) plus the rest semantic.
 
     semantic (X, Y, Z): probability. Where boxes overlap, the higher probability owns the voxel (the better score on a
     tie). A lesion whose probability nowhere reaches `threshold` is outlined at half its maximum: the detector is sure
     of the lesion, only not of its outline.
+
+    A lesion's score is the detector's times the mean probability inside the outline: a box whose mask and semantic map
+    are undecided is rarely a lesion (a mask's own confidence as a factor of the score: Wang et al., SOLOv2, NeurIPS
+    2020). Lesions with less than `least_score` are left out.
     """
     shape = semantic.shape
     probability = torch.zeros(shape)
@@ -72,13 +77,17 @@ def paste(
         where = tuple(slice(b, e) for b, e in zip(begin, end, strict=True))
         mask = _mean_mask(detections, members, begin, end)
         fused = instance_weight * mask + (1 - instance_weight) * semantic[where].cpu()
-        top = float(fused.max())
+        top, sure = float(fused.max()), fused
         if 0 < top < threshold:
             fused = (fused * (threshold / (0.5 * top))).clamp_max(1.0)
+        outline = fused >= threshold
+        scored = float(value) * float(sure[outline].mean()) if bool(outline.any()) else 0.0
+        if scored < least_score:
+            continue
         better = fused > probability[where]
         probability[where] = torch.where(better, fused, probability[where])
         owner[where] = torch.where(better, number, owner[where])
-        score[where] = torch.where(better, value, score[where])
+        score[where] = torch.where(better, scored, score[where])
     return PastedLesions(probability, owner, score)
 
 
