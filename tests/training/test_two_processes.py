@@ -1,7 +1,7 @@
 """Two processes (torchrun, gloo) take the steps of one process with the doubled batch, through the bundle's configs.
 
 The law holds for a loss that is a mean over the samples of a batch, and is tested so: the same crops, dealt to ranks,
-Dice and cross-entropy per sample, without class weights, SGD. (The bundle's own loss pools its Dice over a process's
+Dice and cross-entropy per sample, without weights, SGD. (The bundle's own loss pools Dice and weights over a process's
 batch, and AdamW turns a rounding error in a gradient near zero into a whole step: close, not equal.)
 """
 
@@ -23,6 +23,9 @@ BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "bone_ct_segmamba_seg
 NET = {
     "_target_": "volseg.networks.SegMamba", "in_channels": 1, "out_channels": 2, "dims": [4, 8, 8, 8],
     "depths": [1, 1, 1, 1], "hidden_dim": 8,
+}  # fmt: skip
+PER_SAMPLE = {
+    "_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "include_background": False, "batch": False,
 }  # fmt: skip
 STEPS = 3
 
@@ -57,7 +60,7 @@ def run(crops, out, *, batch_size, sampler, processes, port):
         "bundle_root": str(BUNDLE), "dataset_dir": str(crops), "ckpt_dir": str(out), "device": "$torch.device('cpu')",
         "epochs": 1, "iterations_per_epoch": STEPS, "batch_size": batch_size, "network_def": NET, "ema_decay": 0.5,
         "train#dataset": {"_target_": "Dataset", "data": f"$torch.load({str(crops / 'crops.pt')!r})"},
-        "train#sampler": sampler, "loss#batch": False, "loss#weight": None,
+        "train#sampler": sampler, "loss": PER_SAMPLE,
         "optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.05, "momentum": 0.9},
     }  # fmt: skip
     (out / "overrides.json").write_text(json.dumps(overrides))
