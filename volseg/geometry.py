@@ -18,6 +18,8 @@ LPS_TO_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
 SMALLEST_SPACING_MM = 0.01
 LARGEST_SPACING_MM = 100.0
 
+TOUCHING: NDArray[np.bool_] = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: faces, edges and corners
+
 
 def spacing_mm(affine: ArrayLike) -> NDArray[np.float64]:
     """Length in mm of one step along each voxel axis, shape (3,)."""

@@ -14,14 +14,13 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from volseg.errors import InputError
-from volseg.geometry import voxel_to_ras_mm, voxel_volume_mm3
+from volseg.geometry import TOUCHING, voxel_to_ras_mm, voxel_volume_mm3
 from volseg.labels import LesionKind
 from volseg.types import Lesion
 
 log = logging.getLogger(__name__)
 
 Box = tuple[slice, slice, slice]
-TOUCHING: NDArray[np.bool_] = np.ones((3, 3, 3), dtype=bool)  # 26 neighbours: faces, edges and corners
 MOST_LESIONS = 65535  # what uint16 can number
 
 # Kinds. Half-widths and fractions chosen on the contrasts of design/synthesis.md: soft-tissue lytic 50 +- 15 HU,

@@ -1,6 +1,7 @@
 """One CT, NIfTI to mask, by one pipeline: `chest_run.py CONTENDER CT OUT`. Prints seconds, memory and windows as JSON.
 
-All use the shipped network at its own spacing and window, overlap 0.5, two windows at a time. Contenders:
+All use the shipped network at its own spacing and window, overlap 0.5, two windows at a time, each shown once
+(`volseg predict` shows the mirrored ones too). Contenders:
 
     monai                as MONAI's bundles write it: LoadImaged, Orientationd, Spacingd, SlidingWindowInferer,
                          Invertd, argmax, SaveImaged; volseg's own bone channels between, for the network wants them

@@ -77,9 +77,11 @@ class MaskRCNNNetwork(nn.Module):
             drop_path_rate=drop_path_rate,
         )
         self.fpn = FeaturePyramidNetwork(3, list(dims[first_level:]), fpn_channels)
+        # MONAI's pyramid with our convolutions: small windows have levels that oneDNN's bfloat16 gradients spoil.
         for i, block in enumerate(self.fpn.layer_blocks):
-            self.fpn.layer_blocks[i] = Conv3x3x3(fpn_channels, fpn_channels)
-            self.fpn.layer_blocks[i].load_state_dict(block.state_dict())
+            ours = Conv3x3x3(fpn_channels, fpn_channels)
+            ours.load_state_dict(block.state_dict())
+            self.fpn.layer_blocks[i] = ours
         self.rpn_head = RPNHead(fpn_channels, anchors_per_location)
         self.box_head = BoxHead(fpn_channels, head_channels, num_classes, box_size)
         self.mask_head = MaskHead(fpn_channels, mask_channels, num_classes)
@@ -103,7 +105,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, anchors: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3x3(channels, channels)
         self.objectness = nn.Conv3d(channels, anchors, 1)
         self.deltas = nn.Conv3d(channels, 6 * anchors, 1)
         for layer in (self.conv, self.objectness, self.deltas):
@@ -112,7 +114,7 @@ class RPNHead(nn.Module):
     def forward(self, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, deltas = [], []
         for level in pyramid:
-            x = F.relu(conv3d_3x3x3(level, self.conv.weight, self.conv.bias))
+            x = F.relu(self.conv(level))
             # Location slowest, anchor fastest, as AnchorGrid numbers them.
             objectness.append(self.objectness(x).permute(0, 2, 3, 4, 1).flatten(1))
             deltas.append(self.deltas(x).unflatten(1, (-1, 6)).permute(0, 3, 4, 5, 1, 2).flatten(1, 4))

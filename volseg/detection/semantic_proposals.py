@@ -13,10 +13,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from volseg.geometry import TOUCHING
+
 # Nested pieces of one lesion are tried at each; lesions that touch at the lowest are apart at the highest.
 THRESHOLDS = (0.25, 0.5, 0.75)
 LEAST_VOXELS = 4
-CONNECTIVITY_26 = np.ones((3, 3, 3), dtype=bool)
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def semantic_proposals(
     boxes: list[list[float]] = []
     scores: list[float] = []
     for threshold in thresholds:
-        pieces, number = ndimage.label(values >= threshold, structure=CONNECTIVITY_26)
+        pieces, number = ndimage.label(values >= threshold, structure=TOUCHING)
         if not number:
             continue
         ids = np.arange(1, number + 1)

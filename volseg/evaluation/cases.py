@@ -15,8 +15,8 @@ from volseg.evaluation.detection import DetectionCase
 from volseg.evaluation.matching import instance_ious, match_optimally
 from volseg.evaluation.overlap import Overlap, overlap
 from volseg.evaluation.surface import NSD_TOLERANCE_MM, surface_distances
-from volseg.geometry import voxel_volume_mm3
-from volseg.measure import TOUCHING, longest_axial_diameter_mm
+from volseg.geometry import TOUCHING, voxel_volume_mm3
+from volseg.measure import longest_axial_diameter_mm
 
 Labels = Literal["auto", "mask", "instances"]
 

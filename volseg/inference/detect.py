@@ -13,7 +13,7 @@ from torch import Tensor
 
 from volseg.inference.mirrors import flip, flip_detections, mirrorings
 from volseg.inference.paste import paste
-from volseg.inference.window_detections import MergedDetections, gather, merge
+from volseg.inference.window_detections import gather, merge
 from volseg.inference.windows import (
     Corner,
     WindowPlan,
@@ -97,8 +97,8 @@ class DetectionInferer(Inferer):
                     weights[here] += importance
                     found += [((x, y, z), view) for view in views]
                 bar.update(len(corners))
-        every = gather(found, tuple(plan.corners) * len(self.mirrors), self.roi_size, shape)
-        lesions = self._confident(merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold))
+        every = gather(found, plan.corners * len(self.mirrors), self.roi_size, shape)
+        lesions = merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold)
         semantic = sums / weights.clamp_min(1e-6)
         pasted = paste(lesions, every, semantic, instance_weight=self.instance_weight, least_score=self.score)
         inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
@@ -129,9 +129,3 @@ class DetectionInferer(Inferer):
             yield from in_order(predict, batches, workers)
         else:
             yield from ((corners, predict(corners)) for corners in batches)
-
-    def _confident(self, merged: MergedDetections) -> MergedDetections:
-        kept = torch.nonzero(merged.scores >= self.score)[:, 0]
-        return MergedDetections(
-            merged.boxes[kept], merged.scores[kept], tuple(merged.members[i] for i in kept.tolist())
-        )

@@ -70,6 +70,8 @@ def paste(
     owner = torch.zeros(shape, dtype=torch.int32)
     score = torch.zeros(shape)
     for number, (box, value, members) in enumerate(zip(merged.boxes, merged.scores, merged.members, strict=True), 1):
+        if value < least_score:  # certainty can only lower it
+            continue
         begin = [max(0, int(v)) for v in box[:3].floor()]
         end = [min(n, int(v)) for n, v in zip(shape, box[3:].ceil(), strict=True)]
         if any(e <= b for b, e in zip(begin, end, strict=True)):
@@ -77,11 +79,13 @@ def paste(
         where = tuple(slice(b, e) for b, e in zip(begin, end, strict=True))
         mask = _mean_mask(detections, members, begin, end)
         fused = instance_weight * mask + (1 - instance_weight) * semantic[where].cpu()
-        top, sure = float(fused.max()), fused
-        if 0 < top < threshold:
+        top = float(fused.max())
+        if top == 0:
+            continue
+        certainty = fused
+        if top < threshold:
             fused = (fused * (threshold / (0.5 * top))).clamp_max(1.0)
-        outline = fused >= threshold
-        scored = float(value) * float(sure[outline].mean()) if bool(outline.any()) else 0.0
+        scored = float(value) * float(certainty[fused >= threshold].mean())
         if scored < least_score:
             continue
         better = fused > probability[where]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from volseg.ops.conv3d import trains_under_autocast
 
 
 def check_size(name: str, x: Tensor, strides: Sequence[int], *, two_voxels: bool = False) -> None:
@@ -28,16 +29,9 @@ def check_size(name: str, x: Tensor, strides: Sequence[int], *, two_voxels: bool
 
 
 def bfloat16_spoils_gradients(x: Tensor, stride: int) -> bool:
-    """Whether training under CPU autocast would meet oneDNN's broken kernel, in a network that divides X by `stride`.
+    """Whether training meets oneDNN's broken kernel (`trains_under_autocast`) in a network that divides X by `stride`.
 
-    The bfloat16 weight gradient of a 3x3x3 convolution over a map whose first axis has 2 voxels is uninitialised memory
-    (torch 2.13, measured 2026-11-21: NaN or 1e36 in a third of the calls; other sizes are right). A network has such a
-    map only if X is no more than twice its stride.
+    For networks of MONAI's convolutions; `conv3d_3x3x3` looks after itself. A map has 2 voxels along X only if the
+    image has no more than twice the stride.
     """
-    return (
-        x.device.type == "cpu"
-        and x.ndim == 5
-        and x.shape[2] <= 2 * stride
-        and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
-    )
+    return x.ndim == 5 and x.shape[2] <= 2 * stride and trains_under_autocast(x)

@@ -26,7 +26,7 @@ def conv3d_3x3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     gradients are Winograd's too. Everything else, and where numba is missing, takes torch's own: so does training in
     bfloat16, where oneDNN rounds less and at 16 to 64 channels is the faster (2026-11).
     """
-    if _spoils_gradients(x):
+    if x.shape[2] == 2 and trains_under_autocast(x):
         with torch.autocast("cpu", enabled=False):
             return conv3d_3x3x3(x.float(), weight, bias, also=None if also is None else also.float())
     dtype = _winograd_type(x, weight, also)
@@ -62,13 +62,13 @@ def conv3d_1x1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     return y.unflatten(2, x.shape[2:])
 
 
-def _spoils_gradients(x: Tensor) -> bool:
-    """Whether training under CPU autocast would meet oneDNN's broken kernel.
+def trains_under_autocast(x: Tensor) -> bool:
+    """Whether a network is being trained on the CPU in bfloat16, where one of oneDNN's kernels is broken.
 
     The bfloat16 weight gradient of a padded 3x3x3 convolution over a map whose first axis has 2 voxels is uninitialised
     memory (torch 2.13, measured 2026-11-21: NaN or 1e36 in a third of the calls; other sizes are right).
     """
-    return x.shape[2] == 2 and x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
 
 
 def _winograd_type(x: Tensor, weight: Tensor, also: Tensor | None) -> torch.dtype | None:

@@ -16,7 +16,11 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CONNECTIVITY_26 = np.ones((3, 3, 3), dtype=bool)
+from volseg.geometry import TOUCHING
+from volseg.transforms.bone_morphology import touching_border
+
+# How steeply weight falls with size, and between which weights.
+EXPONENT, LEAST, MOST = 2 / 3, 0.4, 5.0
 
 
 class LesionBalancedDiceCELoss(nn.Module):
@@ -36,9 +40,9 @@ class LesionBalancedDiceCELoss(nn.Module):
         *,
         lesion_weight: float = 5.0,
         even_mm: float = 15.0,
-        exponent: float = 2 / 3,
-        least: float = 0.4,
-        most: float = 5.0,
+        exponent: float = EXPONENT,
+        least: float = LEAST,
+        most: float = MOST,
     ) -> None:
         super().__init__()
         self.dice = DiceLoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
@@ -55,7 +59,7 @@ class LesionBalancedDiceCELoss(nn.Module):
 
 
 def lesion_weights(
-    label: Tensor, even_voxels: float, *, exponent: float = 2 / 3, least: float = 0.4, most: float = 5.0
+    label: Tensor, even_voxels: float, *, exponent: float = EXPONENT, least: float = LEAST, most: float = MOST
 ) -> Tensor:
     """(B, 1, X, Y, Z) -> the same shape, float32: per voxel (even_voxels / its lesion's voxels) ** exponent.
 
@@ -64,15 +68,13 @@ def lesion_weights(
     """
     weights = np.ones(tuple(label.shape), dtype=np.float32)
     for weight, lesion in zip(weights[:, 0], label[:, 0].cpu().numpy() > 0, strict=True):
-        pieces, number = ndimage.label(lesion, structure=CONNECTIVITY_26)
+        pieces, number = ndimage.label(lesion, structure=TOUCHING)
         if not number:
             continue
         sizes = np.bincount(pieces.ravel(), minlength=number + 1).astype(float)
         balance = np.clip((even_voxels / sizes) ** exponent, least, most)
-        for axis in range(3):
-            for face in (0, -1):
-                cut = np.unique(pieces.take(face, axis=axis))
-                balance[cut] = np.minimum(balance[cut], 1.0)
+        cut = touching_border(pieces, number, [0, 1, 2])
+        balance[cut] = balance[cut].clip(max=1.0)
         balance[0] = 1.0
         weight[:] = balance[pieces]
     return torch.from_numpy(weights).to(label.device)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from volseg.geometry import closest_axes, spacing_mm
+from volseg.geometry import TOUCHING, closest_axes, spacing_mm
 from volseg.transforms.bone_body import body_mask
 from volseg.transforms.bone_contrast import metal_and_contrast
 from volseg.transforms.bone_morphology import Mask, dilate, erode, touching_border, with_seed
@@ -90,7 +90,7 @@ def _noise_hu(hu: NDArray) -> float:
 
 def _drop_fragments(bone: Mask, spacing: NDArray) -> Mask:
     """Keep parts of 5 cm³ or, where all is small, a twentieth of the largest; a fifth of that at the image border."""
-    labels, count = ndimage.label(bone, np.ones((3, 3, 3)))
+    labels, count = ndimage.label(bone, TOUCHING)
     volume = np.bincount(labels.ravel()) * spacing.prod()
     volume[0] = 0.0
     least = min(SMALLEST_BONE_MM3, 0.05 * volume.max())

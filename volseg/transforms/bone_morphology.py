@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from volseg.geometry import TOUCHING
+
 Mask = NDArray[np.bool_]
 
 
@@ -42,7 +44,7 @@ def close(mask: Mask, radius_mm: float, spacing: NDArray) -> Mask:
 
 def with_seed(mask: Mask, seed: Mask) -> Mask:
     """The parts of `mask` that hold a voxel of `seed`."""
-    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    labels, count = ndimage.label(mask, TOUCHING)
     keep = np.zeros(count + 1, dtype=bool)
     keep[labels[seed & mask]] = True
     return keep[labels]
@@ -50,7 +52,7 @@ def with_seed(mask: Mask, seed: Mask) -> Mask:
 
 def large_parts(mask: Mask, voxels: float) -> Mask:
     """The parts of `mask` with at least so many voxels."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    labels, _ = ndimage.label(mask, TOUCHING)
     keep = np.bincount(labels.ravel()) >= voxels
     keep[0] = False
     return keep[labels]

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from volseg.errors import UsageError
+from volseg.geometry import TOUCHING
 
 CROP_INDICES = "crop_indices"
 KINDS = ("lesion", "bone", "anywhere")
@@ -59,7 +60,7 @@ def _equal_share(rows: NDArray[np.int32], most: int, rng: np.random.Generator) -
     local = rows - low
     box = np.zeros(local.max(axis=0) + 1, dtype=bool)
     box[tuple(local.T)] = True
-    components, n = ndimage.label(box, structure=np.ones((3, 3, 3)))
+    components, n = ndimage.label(box, structure=TOUCHING)
     of_row = components[tuple(local.T)]
     by_component = np.split(np.argsort(of_row, kind="stable"), np.cumsum(np.bincount(of_row)[1:])[:-1])
     share = max(1, most // n)
