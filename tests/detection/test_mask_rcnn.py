@@ -68,6 +68,17 @@ def test_gradients_are_finite_under_bfloat16():
     assert all(bool(p.grad.isfinite().all()) for p in detector.parameters())
 
 
+def test_the_dense_branch_takes_a_loss_of_the_caller_s():
+    class Count(torch.nn.Module):
+        def forward(self, logits, lesion):
+            assert logits.shape == (1, 2, 32, 32, 32) and set(lesion.unique().tolist()) == {0, 1}
+            return logits.sum() * 0 + 5
+
+    detector = MaskRCNN3D(tiny().network, tiny().anchors, semantic_loss=Count(), weights={"semantic": 2.0})
+    losses = detector([torch.randn(1, 32, 32, 32)], [targets_from_instances(labelled())])
+    assert losses["semantic"].item() == 10
+
+
 def test_a_lesion_that_only_the_dense_branch_sees_reaches_the_second_stage():
     detector = tiny().eval()
     with torch.no_grad():  # the dense branch calls everything lesion, the RPN sees nothing at all

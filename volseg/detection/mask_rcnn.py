@@ -32,6 +32,8 @@ class MaskRCNN3D(nn.Module):
         semantic_thresholds: the dense branch proposes its connected pieces at these probabilities; () for the RPN
             alone.
         weights: of the losses, by name; a name left out counts 1.
+        semantic_loss: of the dense branch, called with logits (B, 1 + classes, X, Y, Z) and lesion (B, 1, X, Y, Z) in 0
+            and 1; None: Dice and cross-entropy.
 
     Images are a batch (B, C, X, Y, Z) or a list of equally shaped (C, X, Y, Z). Targets are one dict per image as
     `targets_from_instances` makes them, or any with box (N, 6), label (N,) and mask (1, X, Y, Z), the instance label
@@ -51,6 +53,7 @@ class MaskRCNN3D(nn.Module):
         roi: RoISettings | None = None,
         semantic_thresholds: Sequence[float] = THRESHOLDS,
         weights: Mapping[str, float] | None = None,
+        semantic_loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if anchors.levels != len(network.strides):
@@ -69,7 +72,9 @@ class MaskRCNN3D(nn.Module):
         self.rpn, self.roi = rpn or RPNSettings(), roi or RoISettings()
         self.semantic_thresholds = tuple(semantic_thresholds)
         self.weights = dict(weights or {})
-        self.semantic_loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+        self.semantic_loss = semantic_loss or DiceCELoss(
+            to_onehot_y=True, softmax=True, include_background=False, batch=True
+        )
 
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None

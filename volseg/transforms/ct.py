@@ -37,7 +37,7 @@ class RasIsotropic(AxisAlignedSpacing):
         mode: "bilinear" for HU, "nearest" for labels.
         low_hu: with "bilinear", values below are raised to this first (None: they stay). Scanners mark what lies
             outside the reconstruction circle with -2000, -3024 or less; interpolated, such a mark leaves a false edge.
-        outside: see AxisAlignedSpacing.
+        outside, antialias: see AxisAlignedSpacing.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class RasIsotropic(AxisAlignedSpacing):
         *,
         low_hu: float | None = AIR_HU,
         outside: float | None = None,
+        antialias: bool = False,
     ) -> None:
-        super().__init__(spacing_mm, mode, outside=outside)
+        super().__init__(spacing_mm, mode, outside=outside, antialias=antialias)
         self.low_hu = low_hu
 
     def __call__(self, tensor: Tensor, mode: str | None = None) -> MetaTensor:
@@ -74,10 +75,11 @@ class RasIsotropicd(AxisAlignedSpacingd):
         *,
         low_hu: float | None = AIR_HU,
         outside: float | None = None,
+        antialias: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, spacing_mm, mode, outside=outside, allow_missing_keys=allow_missing_keys)
-        self.spacing = RasIsotropic(spacing_mm, low_hu=low_hu, outside=outside)
+        self.spacing = RasIsotropic(spacing_mm, low_hu=low_hu, outside=outside, antialias=antialias)
 
 
 def ras_grid(affine: Affine, shape: Sequence[int]) -> tuple[Affine, Shape]:

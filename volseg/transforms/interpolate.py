@@ -9,6 +9,10 @@ grid, so `numpy.linalg.inv(source_affine) @ target_affine`. Two roads lead from 
 
 Both walk through the volume in slabs, so beyond input and output they need a few megabytes. Both agree with
 `torch.nn.functional.grid_sample(..., padding_mode="border", align_corners=False)` in voxel coordinates.
+
+Towards a coarser grid that reads two source voxels of many and keeps all their noise; `antialias` weighs every source
+voxel within one target voxel by a triangle instead (linear interpolation as seen from the coarse grid), as
+`torch.nn.functional.interpolate(antialias=True)` does in 2-D.
 """
 
 from __future__ import annotations
@@ -57,13 +61,21 @@ def separable_axes(voxel_map: ArrayLike, shape: Sequence[int]) -> tuple[int, int
 
 
 def interpolate(
-    voxels: Tensor, voxel_map: ArrayLike, shape: Sequence[int], *, mode: str = LINEAR, outside: float | None = None
+    voxels: Tensor,
+    voxel_map: ArrayLike,
+    shape: Sequence[int],
+    *,
+    mode: str = LINEAR,
+    outside: float | None = None,
+    antialias: bool = False,
 ) -> Tensor:
     """Values of `voxels` (C, X, Y, Z) on a grid of `shape` whose index i lies at source voxel `voxel_map @ i`.
 
     Returns a contiguous (C, *shape) tensor: float32 for linear; the input's dtype for nearest, where a position midway
     between two voxels takes the upper one. Beyond the outermost voxel centres the border value holds; with `outside`
-    given it holds for half a voxel more and `outside` fills the rest.
+    given it holds for half a voxel more and `outside` fills the rest. `antialias` changes linear mode alone, and only
+    along axes where the target is coarser; between grids that are rotated against each other the source is smoothed
+    first, which needs one copy of it in float32.
     """
     mode = interpolation_mode(mode)
     matrix = np.asarray(voxel_map, dtype=np.float64)
@@ -71,7 +83,14 @@ def interpolate(
     dtype = torch.float32 if mode == LINEAR else voxels.dtype
     axes = separable_axes(matrix, target)
     out = torch.empty((voxels.shape[0], *target), dtype=dtype, device=voxels.device)
+    reach = np.ones(3)
+    if antialias and mode == LINEAR:
+        reach = np.maximum(np.linalg.norm(matrix[:3, :3], axis=1), 1.0)
     if axes is None:
+        if (reach > 1).any():
+            smooth = torch.empty(voxels.shape, dtype=torch.float32, device=voxels.device)
+            _interpolate_separable(voxels, [np.arange(n, dtype=float) for n in voxels.shape[1:]], smooth, mode, reach)
+            voxels = smooth
         _interpolate_3d(voxels, matrix, out, mode, outside)
         return out
     # Cross terms are below the tolerance; their mean goes into the offset.
@@ -80,7 +99,7 @@ def interpolate(
     for t, s in enumerate(axes):
         offset = matrix[s, 3] + matrix[s, :3] @ middle - matrix[s, t] * middle[t]
         positions.append(offset + matrix[s, t] * np.arange(target[t]))
-    _interpolate_separable(voxels.permute(0, *(1 + s for s in axes)), positions, out, mode)
+    _interpolate_separable(voxels.permute(0, *(1 + s for s in axes)), positions, out, mode, reach[list(axes)])
     if outside is not None:
         for t, s in enumerate(axes):
             beyond = np.flatnonzero(_beyond(positions[t], voxels.shape[1 + s]))
@@ -119,13 +138,55 @@ class _Axis:
         piece.identity = self.on_voxels and np.array_equal(piece.lower, np.arange(piece.size))
         return piece, slice(first, last + 1)
 
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(torch.from_numpy(a).to(device) for a in (self.lower, self.upper, self.weight))  # type: ignore[return-value]
+    def along(self, slab: Tensor, dim: int) -> Tensor:
+        """The slab interpolated along one of its dimensions."""
+        index = (torch.from_numpy(a).to(slab.device) for a in (self.lower, self.upper, self.weight))
+        return _along(slab, dim, *index, on_voxels=self.on_voxels)
 
 
-def _interpolate_separable(source: Tensor, positions: list[NDArray[np.float64]], out: Tensor, mode: str) -> None:
-    """Fill `out`; `source` has its axes in the order of `out` already (any strides)."""
-    axes = [_Axis(p, n, mode) for p, n in zip(positions, source.shape[1:], strict=True)]
+class _TriangleAxis:
+    """One axis towards a coarser grid: each target voxel is the mean of what source there is within `reach` voxels to
+    either side, weighted by a triangle."""
+
+    on_voxels = identity = False
+
+    def __init__(self, position: NDArray[np.float64], size: int, reach: float) -> None:
+        p = np.clip(position, 0, size - 1)
+        taps = np.floor(p).astype(np.int64)[None] + np.arange(1 - int(np.ceil(reach)), int(np.ceil(reach)) + 1)[:, None]
+        weight = np.clip(1 - np.abs(taps - p) / reach, 0, None) * ((taps >= 0) & (taps < size))
+        self.weight = (weight / weight.sum(axis=0)).astype(np.float32)
+        self.taps = np.clip(taps, 0, size - 1)
+
+    def part(self, start: int, stop: int) -> tuple[_TriangleAxis, slice]:
+        """As `_Axis.part`."""
+        taps = self.taps[:, start:stop]
+        first, last = int(taps.min()), int(taps.max())
+        piece = object.__new__(_TriangleAxis)
+        piece.taps, piece.weight = taps - first, self.weight[:, start:stop]
+        return piece, slice(first, last + 1)
+
+    def along(self, slab: Tensor, dim: int) -> Tensor:
+        """The slab averaged along one of its dimensions, float32."""
+        weights = (
+            torch.from_numpy(self.weight).to(slab.device).view(len(self.weight), -1, *(1,) * (slab.ndim - 1 - dim))
+        )
+        total: Tensor | None = None
+        for taps, weight in zip(torch.from_numpy(self.taps).to(slab.device), weights, strict=True):
+            picked = slab.index_select(dim, taps).to(torch.float32)
+            total = picked.mul_(weight) if total is None else total.addcmul_(picked, weight)
+        assert total is not None
+        return total
+
+
+def _interpolate_separable(
+    source: Tensor, positions: list[NDArray[np.float64]], out: Tensor, mode: str, reach: NDArray[np.float64]
+) -> None:
+    """Fill `out`; `source` has its axes in the order of `out` already (any strides). `reach`: of an axis's triangle, in
+    source voxels; 1 is linear interpolation."""
+    axes: list[_Axis | _TriangleAxis] = [
+        _Axis(p, n, mode) if r <= 1 + ON_VOXEL else _TriangleAxis(p, n, float(r))
+        for p, n, r in zip(positions, source.shape[1:], reach, strict=True)
+    ]
     # Work in the source's memory order, slowest axis first, so that a slab is one run of memory.
     by_stride = sorted(range(3), key=lambda a: -source.stride(1 + a))
     source = source.permute(0, *(1 + a for a in by_stride))
@@ -135,7 +196,6 @@ def _interpolate_separable(source: Tensor, positions: list[NDArray[np.float64]],
     order = sorted(
         (a for a in range(3) if not axes[a].identity), key=lambda a: result.shape[1 + a] / source.shape[1 + a]
     )
-    fixed = {a: axes[a].tensors(out.device) for a in order if a != 0}
     plane_bytes = 4 * source.shape[0] * max(source[0, 0].numel(), result[0, 0].numel())
     # Where the slab runs along the output's fast axis, 16 planes at once write whole cache lines.
     least = 16 if by_stride[0] == 2 else 1
@@ -145,8 +205,7 @@ def _interpolate_separable(source: Tensor, positions: list[NDArray[np.float64]],
         slow, taken = axes[0].part(start, stop)
         slab = source[:, taken]
         for a in order:
-            index = slow.tensors(out.device) if a == 0 else fixed[a]
-            slab = _along(slab, 1 + a, *index, on_voxels=axes[a].on_voxels)
+            slab = (slow if a == 0 else axes[a]).along(slab, 1 + a)
         result[:, start:stop].copy_(slab)
 
 

@@ -75,17 +75,24 @@ def covering_grid(affine: ArrayLike, shape: Sequence[int], pixdim: ArrayLike) ->
 
 
 def resample_to_grid(
-    tensor: MetaTensor, *, affine: ArrayLike, shape: Sequence[int], mode: str = LINEAR, outside: float | None = None
+    tensor: MetaTensor,
+    *,
+    affine: ArrayLike,
+    shape: Sequence[int],
+    mode: str = LINEAR,
+    outside: float | None = None,
+    antialias: bool = False,
 ) -> MetaTensor:
     """A (C, X, Y, Z) MetaTensor on the grid with this affine (voxel -> RAS mm) and shape, by its own affine.
 
     Any pair of grids: permuted, flipped, of other spacing (three 1-D interpolations), rotated or sheared against each
     other (one 3-D interpolation in slabs). `mode` is "linear" (gives float32) or "nearest" (keeps the dtype).
-    Beyond the tensor's grid its border value holds, or `outside` if given. Metadata are kept, the trace is not touched.
+    Beyond the tensor's grid its border value holds, or `outside` if given; `antialias`: see `interpolate`. Metadata
+    are kept, the trace is not touched.
     """
     target = torch.as_tensor(np.asarray(affine), dtype=torch.float64)
     voxel_map = torch.linalg.solve(tensor.affine.to(dtype=torch.float64, device="cpu"), target)
-    values = interpolate(tensor.as_tensor(), voxel_map.numpy(), shape, mode=mode, outside=outside)
+    values = interpolate(tensor.as_tensor(), voxel_map.numpy(), shape, mode=mode, outside=outside, antialias=antialias)
     out = MetaTensor(values, meta=dict(tensor.meta), applied_operations=list(tensor.applied_operations))
     out.affine = target
     return out
@@ -105,6 +112,7 @@ class ResampleToGrid(InvertibleTransform):
         shape: Sequence[int],
         mode: str | None = None,
         outside: float | None = None,
+        antialias: bool = False,
     ) -> MetaTensor:
         mode = mode or self.mode
         extra = {
@@ -114,7 +122,7 @@ class ResampleToGrid(InvertibleTransform):
             "src_affine": torch.as_tensor(tensor.affine, dtype=torch.float64),
         }
         size = tuple(tensor.shape[1:])
-        out = resample_to_grid(tensor, affine=affine, shape=shape, mode=mode, outside=outside)
+        out = resample_to_grid(tensor, affine=affine, shape=shape, mode=mode, outside=outside, antialias=antialias)
         self.push_transform(out, orig_size=size, extra_info=extra)
         return out
 
@@ -133,14 +141,22 @@ class AxisAlignedSpacing(InvertibleTransform):
         outside: value where a sheared grid leaves the covering box empty; None means the volume's minimum, which is
             air in CT and background in a label. Border values there would smear skin and bone into wedges of
             anatomy that does not exist. Rectangular grids have no outside; their last half voxel repeats the border.
+        antialias: where the target is coarser, "bilinear" averages what a target voxel covers (MONAI's Spacing does
+            not): the noise of 0.7 mm voxels falls to a third on the way to 2 mm. The way back interpolates.
     """
 
     def __init__(
-        self, pixdim: float | Sequence[float], mode: str = "bilinear", *, outside: float | None = None
+        self,
+        pixdim: float | Sequence[float],
+        mode: str = "bilinear",
+        *,
+        outside: float | None = None,
+        antialias: bool = False,
     ) -> None:
         interpolation_mode(mode)
         self.pixdim = tuple(float(p) for p in ensure_tuple_rep(pixdim, 3))
         self.outside = outside
+        self.antialias = antialias
         self.to_grid = ResampleToGrid(mode)
 
     def target_grid(self, tensor: MetaTensor) -> tuple[Affine, Shape]:
@@ -154,7 +170,7 @@ class AxisAlignedSpacing(InvertibleTransform):
         outside = None
         if shear(tensor.affine.cpu().numpy()) > LARGEST_SHEAR_OF_A_RECTANGULAR_GRID:
             outside = float(tensor.amin()) if self.outside is None else self.outside
-        return self.to_grid(tensor, affine=affine, shape=shape, mode=mode, outside=outside)
+        return self.to_grid(tensor, affine=affine, shape=shape, mode=mode, outside=outside, antialias=self.antialias)
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
         return self.to_grid.inverse(data)
@@ -170,11 +186,12 @@ class AxisAlignedSpacingd(MapTransform, InvertibleTransform):
         mode: str | Sequence[str] = "bilinear",
         *,
         outside: float | None = None,
+        antialias: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.spacing = AxisAlignedSpacing(pixdim, outside=outside)
+        self.spacing = AxisAlignedSpacing(pixdim, outside=outside, antialias=antialias)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
