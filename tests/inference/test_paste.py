@@ -60,8 +60,8 @@ def test_where_boxes_overlap_the_more_probable_lesion_owns_the_voxel():
     merged = MergedDetections(boxes, torch.tensor([0.7, 0.9]), (torch.tensor([0]), torch.tensor([1])))
     pasted = paste(merged, found, torch.ones(10, 4, 4))
     assert pasted.owner[:, 0, 0].tolist() == [1] * 6 + [2] * 4
-    # The score is the detector's times the mean probability inside the outline: (.9 + 1) / 2 of .7.
-    assert pasted.score[5, 0, 0] == pytest.approx(0.7 * 0.95)
+    # The score is the detection's times the mean semantic probability inside the outline.
+    assert pasted.score[5, 0, 0] == pytest.approx(0.7)
 
 
 def test_a_box_that_leaves_the_volume_is_cut_and_one_outside_leaves_nothing():
@@ -71,9 +71,9 @@ def test_a_box_that_leaves_the_volume_is_cut_and_one_outside_leaves_nothing():
     assert int((paste(merged, found, torch.ones(8, 8, 8)).owner > 0).sum()) == 0
 
 
-def test_an_undecided_outline_lowers_the_score_and_the_least_score_drops_it():
+def test_what_the_dense_branch_does_not_see_scores_low_and_the_least_score_drops_it():
     boxes = torch.tensor([[0.0, 0, 0, 4, 4, 4], [6.0, 0, 0, 10, 4, 4]])
-    masks = torch.stack([torch.full((4, 4, 4), 1.0), torch.full((4, 4, 4), 0.2)])
+    masks = torch.stack([torch.full((4, 4, 4), 1.0), torch.full((4, 4, 4), 0.9)])
     found = WindowDetections(boxes, torch.tensor([0.5, 0.9]), masks, torch.zeros(2, 6).bool(), torch.ones(2))
     merged = MergedDetections(boxes, torch.tensor([0.5, 0.9]), (torch.tensor([0]), torch.tensor([1])))
     semantic = torch.cat([torch.ones(5, 4, 4), torch.full((5, 4, 4), 0.2)])

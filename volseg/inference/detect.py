@@ -33,8 +33,8 @@ class DetectionInferer(Inferer):
     Args:
         roi_size, sw_batch_size, overlap, pad_value, precision, mirror_axes, all_windows, progress: as in
             OccupiedSlidingWindowInferer; a window shown mirrored counts as another window that saw the same place.
-        score: lesions below it are dropped; a lesion's score is the merged detections' times how sure its outline is
-            (see `paste`). Sweep it on validation data only.
+        score: lesions below it are dropped; a lesion's score is its best detection's times the mean semantic
+            probability in its outline (see `paste`). Sweep it on validation data only.
         iou_threshold, ios_threshold: of the clustering over windows.
         instance_weight: share of the instance masks in a lesion's outline; the rest is the semantic map's.
 

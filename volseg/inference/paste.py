@@ -61,16 +61,17 @@ def paste(
     tie). A lesion whose probability nowhere reaches `threshold` is outlined at half its maximum: the detector is sure
     of the lesion, only not of its outline.
 
-    A lesion's score is the detector's times the mean probability inside the outline: a box whose mask and semantic map
-    are undecided is rarely a lesion (a mask's own confidence as a factor of the score: Wang et al., SOLOv2, NeurIPS
-    2020). Lesions with less than `least_score` are left out.
+    A lesion's score is that of its best detection times the mean semantic probability inside the outline: a box that
+    the dense branch does not see is rarely a lesion (a mask's own confidence as a factor of the score: Wang et al.,
+    SOLOv2, NeurIPS 2020). Lesions with less than `least_score` are left out.
     """
     shape = semantic.shape
     probability = torch.zeros(shape)
     owner = torch.zeros(shape, dtype=torch.int32)
     score = torch.zeros(shape)
-    for number, (box, value, members) in enumerate(zip(merged.boxes, merged.scores, merged.members, strict=True), 1):
-        if value < least_score:  # certainty can only lower it
+    for number, (box, members) in enumerate(zip(merged.boxes, merged.members, strict=True), 1):
+        best = float(detections.scores[members].max())
+        if best < least_score:  # the dense branch can only lower it
             continue
         begin = [max(0, int(v)) for v in box[:3].floor()]
         end = [min(n, int(v)) for n, v in zip(shape, box[3:].ceil(), strict=True)]
@@ -78,14 +79,14 @@ def paste(
             continue
         where = tuple(slice(b, e) for b, e in zip(begin, end, strict=True))
         mask = _mean_mask(detections, members, begin, end)
-        fused = instance_weight * mask + (1 - instance_weight) * semantic[where].cpu()
+        dense = semantic[where].cpu()
+        fused = instance_weight * mask + (1 - instance_weight) * dense
         top = float(fused.max())
         if top == 0:
             continue
-        certainty = fused
         if top < threshold:
             fused = (fused * (threshold / (0.5 * top))).clamp_max(1.0)
-        scored = float(value) * float(certainty[fused >= threshold].mean())
+        scored = best * float(dense[fused >= threshold].mean())
         if scored < least_score:
             continue
         better = fused > probability[where]

@@ -81,6 +81,8 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
             f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
         )
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
+    if twins := data.get("marks_with_a_twin"):
+        notes += (f"{twins} marks with a twin on the other side of the body were taken for anatomy and left out",)
     return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
 
 

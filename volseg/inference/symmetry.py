@@ -1,0 +1,190 @@
+"""Marks with a twin on the other side of the body are anatomy: bone is built alike left and right, metastases are not.
+
+Pedicles, costovertebral joints and rib cartilage look like lesions to a network that never saw such a spine, and do so
+on both sides. The midline is found from the bone mask alone, tilted or not; where the bone in view has no mirror image
+(one hip, say) nothing is dropped. A patient with two equal metastases at mirrored places loses both: `volseg predict`
+says how many marks were left out, and one entry of the config switches the rule off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from volseg.geometry import TOUCHING, spacing_mm
+
+MOST_POINTS = 6000
+# A bone voxel has a mirror image if bone lies this near to where it should be.
+NEAR_MM = 3.0
+TILTS_DEGREES = np.arange(-12.0, 12.1, 3.0)
+
+
+@dataclass(frozen=True)
+class Midline:
+    """The plane {p: normal . p = offset} in voxel coordinates; `agreement`: share of bone that has a mirror image."""
+
+    normal: NDArray[np.float64]
+    offset: float
+    agreement: float
+
+    def mirrored(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, 3) voxel coordinates -> their mirror images."""
+        return points - 2 * (points @ self.normal - self.offset)[:, None] * self.normal
+
+    def distance(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, 3) -> voxels from the plane."""
+        return np.abs(points @ self.normal - self.offset)
+
+
+def find_midline(bone: NDArray[np.bool_], spacing: NDArray[np.float64]) -> Midline | None:
+    """The plane across the first axis (left to right) in which most bone (X, Y, Z) has its mirror image; None: no bone.
+
+    Coarse to fine over the plane's two tilts and its place; voxels are taken for cubes of `spacing`'s mean.
+    """
+    points = np.argwhere(bone).astype(float)
+    if not len(points):
+        return None
+    points = points[:: max(1, len(points) // MOST_POINTS)]
+    near = ndimage.binary_dilation(bone, iterations=max(1, round(NEAR_MM / float(np.mean(spacing)))))
+    middle = points.mean(axis=0)
+    best = Midline(np.array([1.0, 0, 0]), float(middle[0]), -1.0)
+    tilts, places = TILTS_DEGREES, np.arange(-0.35, 0.36, 0.02) * bone.shape[0]
+    for fineness in (1.0, 3.0, 9.0):
+        start = best
+        turn, lean = np.degrees(np.arcsin(start.normal[1:]))
+        around = float(start.normal @ middle) if fineness == 1.0 else start.offset
+        for a in turn + tilts / fineness:
+            for b in lean + tilts / fineness:
+                y, z = np.sin(np.radians(a)), np.sin(np.radians(b))
+                normal = np.array([np.sqrt(max(0.0, 1 - y * y - z * z)), y, z])
+                shift = float((normal - start.normal) @ middle)  # turned about the bone's middle
+                for place in around + shift + places / fineness:
+                    best = max(best, _tried(normal, place, points, near), key=lambda m: m.agreement)
+        places = places[np.abs(places) <= 0.13 * bone.shape[0]]
+        tilts = TILTS_DEGREES[2:-2]
+    return best
+
+
+def _tried(normal: NDArray[np.float64], offset: float, points: NDArray[np.float64], near: NDArray[np.bool_]) -> Midline:
+    there = np.rint(Midline(normal, offset, 0.0).mirrored(points)).astype(int)
+    inside = ((there >= 0) & (there < near.shape)).all(axis=1)
+    found = near[tuple(there[inside].T)].sum() if inside.any() else 0
+    return Midline(normal, offset, float(found) / len(points))
+
+
+def marks_with_a_twin(
+    probability: NDArray[np.float32],
+    marks: NDArray[np.int32],
+    midline: Midline,
+    spacing: NDArray[np.float64],
+    *,
+    slack_mm: float = 6.0,
+    share: float = 0.5,
+    off_midline_mm: float = 8.0,
+) -> list[int]:
+    """Numbers of the marks whose mirror image is marked as well.
+
+    A mark (X, Y, Z, numbered from 1) has a twin if the mean probability over its mirror image, moved by up to
+    `slack_mm`, reaches `share` of the mean over itself. Marks nearer to the midline than `off_midline_mm` are their own
+    mirror image and are never dropped.
+    """
+    step = float(np.mean(spacing))
+    reach = max(1, round(slack_mm / step))
+    moves = np.arange(-reach, reach + 1)
+    twins = []
+    for number, where in enumerate(ndimage.find_objects(marks), start=1):
+        if where is None:
+            continue
+        voxels = np.argwhere(marks[where] == number) + [s.start for s in where]
+        if float(midline.distance(voxels.mean(axis=0, keepdims=True))[0]) * step < off_midline_mm:
+            continue
+        image = np.rint(midline.mirrored(voxels.astype(float))).astype(int)
+        # The image's surroundings, so that every move is a shift of one small box.
+        low, high = image.min(axis=0) - reach, image.max(axis=0) + reach + 1
+        box = _cut(probability, low, high)
+        at = image - low
+        own = float(probability[tuple(voxels.T)].mean())
+        found = max(
+            float(box[at[:, 0] + x, at[:, 1] + y, at[:, 2] + z].mean()) for x in moves for y in moves for z in moves
+        )
+        if found >= share * own:
+            twins.append(number)
+    return twins
+
+
+def _cut(values: NDArray[np.float32], low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The box [low, high) of a volume, 0 where it reaches outside."""
+    box = np.zeros(tuple(high - low), dtype=np.float32)
+    first, last = np.clip(low, 0, values.shape), np.clip(high, 0, values.shape)
+    if (last > first).all():
+        to = tuple(slice(a - o, b - o) for a, b, o in zip(first, last, low, strict=True))
+        box[to] = values[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
+    return box
+
+
+class DropMarksWithTwinsd(MapTransform):
+    """Take marks with a twin (see `marks_with_a_twin`) out of what a network said on the working grid (RAS+).
+
+    (1, X, Y, Z) probability: the marks are the 26-connected pieces at `threshold`; those with a twin go down to just
+    below it. (3, X, Y, Z) of a DetectionInferer (probability, owner, score): the marks are its lesions; those with a
+    twin go altogether. Under `dropped_key` lies afterwards how many went.
+
+    Args:
+        bone_key: the bone mask (1, X, Y, Z) on the same grid.
+        least_agreement: share of bone that must have a mirror image, or nothing is done.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "probability",
+        *,
+        bone_key: str = "bone",
+        threshold: float = 0.5,
+        least_agreement: float = 0.73,
+        dropped_key: str = "marks_with_a_twin",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.bone_key, self.threshold, self.least_agreement = bone_key, threshold, least_agreement
+        self.dropped_key = dropped_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self.bone_key not in d:
+            return d
+        bone = torch.as_tensor(d[self.bone_key])[0].cpu().numpy() > 0
+        spacing = spacing_mm(d[self.bone_key].affine.cpu().numpy())
+        midline: Midline | None = None
+        for key in self.key_iterator(d):
+            found = d[key]
+            values = torch.as_tensor(found).cpu().numpy()
+            marks = self._marks(values)
+            if not marks.any():
+                continue
+            midline = midline or find_midline(bone, spacing)
+            if midline is None or midline.agreement < self.least_agreement:
+                continue
+            twins = marks_with_a_twin(values[0], marks, midline, spacing)
+            gone = np.isin(marks if len(values) == 1 else values[1], twins)
+            out = values.copy()
+            if len(values) == 1:
+                out[0][gone] = np.nextafter(np.float32(self.threshold), np.float32(0))
+            else:
+                out[:, gone] = 0
+            d[key] = MetaTensor(torch.from_numpy(out), meta=found.meta) if isinstance(found, MetaTensor) else out
+            d[self.dropped_key] = len(twins)
+        return d
+
+    def _marks(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
+        if len(values) == 1:
+            return ndimage.label(values[0] >= self.threshold, structure=TOUCHING)[0].astype(np.int32)
+        return np.where(values[0] >= self.threshold, values[1], 0).astype(np.int32)
