@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from volseg.errors import InputError, UsageError
+from volseg.inference import symmetry
 from volseg.inference.bundle import find_bundle, load_bundle
 from volseg.pipeline import OutputOptions, analyse_study, write_results
 from volseg.types import Study, Volume
@@ -134,3 +135,13 @@ def test_a_bundle_that_carries_a_head_answers_where_the_tumour_came_from(bright_
     assert "p_lung" in next(csv.reader((folder / "lesions.csv").open()))
     empty = analyse_study(Study(name="empty", volumes={"CT": Volume(np.where(hu > 700, 150, hu), affine)}), bundle)
     assert empty.lesions == () and empty.origin.from_prior and empty.origin.verdict == "no lesion"
+
+
+def test_marks_left_out_for_their_twins_are_said(bright_bundle, bone_block, monkeypatch):
+    monkeypatch.setattr(symmetry, "find_midline", lambda *_: symmetry.Midline(np.array([1.0, 0, 0]), 20.0, 1.0))
+    monkeypatch.setattr(symmetry, "marks_with_a_twin", lambda *_: [1])
+    hu, affine, _ = bone_block
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#progress": False})
+    result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
+    assert len(result.lesions) == 0
+    assert any("twin on the other side of the body: 1" in warning for warning in result.warnings)

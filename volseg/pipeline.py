@@ -88,6 +88,7 @@ def _analyse_ct(study: Study, bundle: LoadedBundle, say: Callable[[str], None]) 
         lesions = tuple(replace(one, score=segmentation.scores[one.id - 1]) for one in lesions)
     if not segmentation.bone.any():
         warnings.append("no bone was found in view: no window was searched, so 'no lesion' says nothing here")
+    warnings += segmentation.notes
     seconds = dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)}
     result = PatientResult(
         study=study,

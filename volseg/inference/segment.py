@@ -25,7 +25,8 @@ class Segmentation:
     """What a segmentation bundle says about one volume; every array (X, Y, Z) lies on the volume's own grid.
 
     `bone` is 0 outside bone, 1 in cortex, 2 in marrow. `seconds` names the stages. `scores`: of lesion 1, 2, ... where
-    the bundle is a detector, None where it only outlines. `notes`: what preprocessing has to say (registrations).
+    the bundle is a detector, None where it only outlines. `notes`: what the transforms have to say (registrations,
+    marks left out).
     """
 
     instances: NDArray[np.uint16]
@@ -82,7 +83,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
         )
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
     if twins := data.get("marks_with_a_twin"):
-        notes += (f"{twins} marks with a twin on the other side of the body were taken for anatomy and left out",)
+        notes += (f"taken for anatomy and left out, for they have a twin on the other side of the body: {twins} marks",)
     return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
 
 
