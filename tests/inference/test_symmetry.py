@@ -86,6 +86,7 @@ def test_probability_of_twins_falls_below_the_threshold_and_nothing_else_changes
     changed = (out[0] != torch.from_numpy(probability[0]).float()).numpy()
     assert np.array_equal(changed, ball((14, 25, 30)) | ball((57, 25, 30)))
     assert float(out[0][changed].max()) < 0.5 and float(out[0][changed].min()) > 0.49
+    assert DropMarksWithTwinsd(seed_threshold=0.95)(dictionary(probability, trunk()))["marks_with_a_twin"] == 0
 
 
 def test_a_detector_s_twins_go_with_owner_and_score():

@@ -140,6 +140,7 @@ class DropMarksWithTwinsd(MapTransform):
 
     Args:
         bone_key: the bone mask (1, X, Y, Z) on the same grid.
+        seed_threshold: only marks that reach it are counted, for only they would have been reported.
         least_agreement: share of bone that must have a mirror image, or nothing is done.
     """
 
@@ -149,13 +150,14 @@ class DropMarksWithTwinsd(MapTransform):
         *,
         bone_key: str = "bone",
         threshold: float = 0.5,
+        seed_threshold: float = 0.0,
         least_agreement: float = 0.73,
         dropped_key: str = "marks_with_a_twin",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.bone_key, self.threshold, self.least_agreement = bone_key, threshold, least_agreement
-        self.dropped_key = dropped_key
+        self.seed_threshold, self.dropped_key = seed_threshold, dropped_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -181,7 +183,8 @@ class DropMarksWithTwinsd(MapTransform):
             else:
                 out[:, gone] = 0
             d[key] = MetaTensor(torch.from_numpy(out), meta=found.meta) if isinstance(found, MetaTensor) else out
-            d[self.dropped_key] = len(twins)
+            peaks = np.atleast_1d(ndimage.maximum(values[0], marks, twins)) if twins else np.zeros(0)
+            d[self.dropped_key] = int((peaks >= self.seed_threshold).sum())
         return d
 
     def _marks(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
