@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from volseg.errors import VolsegError
 from volseg.inference.bundle import LoadedBundle
+from volseg.inference.symmetry import MARKS_WITH_A_TWIN
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor
 from volseg.transforms.mri import study_tensors
@@ -82,7 +83,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
             f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
         )
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
-    if twins := data.get("marks_with_a_twin"):
+    if twins := data.get(MARKS_WITH_A_TWIN):
         notes += (f"taken for anatomy and left out, for they have a twin on the other side of the body: {twins} marks",)
     return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
 

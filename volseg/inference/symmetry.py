@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from volseg.geometry import TOUCHING, spacing_mm
 
+MARKS_WITH_A_TWIN = "marks_with_a_twin"
 MOST_POINTS = 6000
 # A bone voxel has a mirror image if bone lies this near to where it should be.
 NEAR_MM = 3.0
@@ -152,7 +153,7 @@ class DropMarksWithTwinsd(MapTransform):
         threshold: float = 0.5,
         seed_threshold: float = 0.0,
         least_agreement: float = 0.73,
-        dropped_key: str = "marks_with_a_twin",
+        dropped_key: str = MARKS_WITH_A_TWIN,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -177,12 +178,10 @@ class DropMarksWithTwinsd(MapTransform):
                 continue
             twins = marks_with_a_twin(values[0], marks, midline, spacing)
             gone = np.isin(marks if len(values) == 1 else values[1], twins)
-            out = values.copy()
-            if len(values) == 1:
-                out[0][gone] = np.nextafter(np.float32(self.threshold), np.float32(0))
-            else:
-                out[:, gone] = 0
-            d[key] = MetaTensor(torch.from_numpy(out), meta=found.meta) if isinstance(found, MetaTensor) else out
+            left = values.copy()
+            left[:, gone] = np.nextafter(np.float32(self.threshold), np.float32(0)) if len(values) == 1 else 0
+            out = torch.from_numpy(left)
+            d[key] = MetaTensor(out, meta=found.meta) if isinstance(found, MetaTensor) else out
             peaks = np.atleast_1d(ndimage.maximum(values[0], marks, twins)) if twins else np.zeros(0)
             d[self.dropped_key] = int((peaks >= self.seed_threshold).sum())
         return d
