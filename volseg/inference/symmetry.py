@@ -141,7 +141,7 @@ class DropMarksWithTwinsd(MapTransform):
 
     Args:
         bone_key: the bone mask (1, X, Y, Z) on the same grid.
-        seed_threshold: only marks that reach it are counted, for only they would have been reported.
+        seed_threshold: only marks that reach it are counted, for only they would have been reported; all without it.
         least_agreement: share of bone that must have a mirror image, or nothing is done.
     """
 
@@ -151,7 +151,7 @@ class DropMarksWithTwinsd(MapTransform):
         *,
         bone_key: str = "bone",
         threshold: float = 0.5,
-        seed_threshold: float = 0.0,
+        seed_threshold: float | None = None,
         least_agreement: float = 0.73,
         dropped_key: str = MARKS_WITH_A_TWIN,
         allow_missing_keys: bool = False,
@@ -183,7 +183,7 @@ class DropMarksWithTwinsd(MapTransform):
             out = torch.from_numpy(left)
             d[key] = MetaTensor(out, meta=found.meta) if isinstance(found, MetaTensor) else out
             peaks = np.atleast_1d(ndimage.maximum(values[0], marks, twins)) if twins else np.zeros(0)
-            d[self.dropped_key] = int((peaks >= self.seed_threshold).sum())
+            d[self.dropped_key] = int((peaks >= (self.seed_threshold or 0)).sum())
         return d
 
     def _marks(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
