@@ -53,15 +53,34 @@ def test_a_lesion_without_a_sure_voxel_is_outlined_at_half_its_maximum():
     assert int((pasted.probability >= 0.5).sum()) == 8
 
 
-def test_where_boxes_overlap_the_more_probable_lesion_owns_the_voxel():
+def two_overlapping(scores):
     boxes = torch.tensor([[0.0, 0, 0, 6, 4, 4], [4.0, 0, 0, 10, 4, 4]])
     masks = torch.stack([torch.full((4, 4, 4), 0.9), torch.full((4, 4, 4), 0.6)])
-    found = WindowDetections(boxes, torch.tensor([0.7, 0.9]), masks, torch.zeros(2, 6).bool(), torch.ones(2))
-    merged = MergedDetections(boxes, torch.tensor([0.7, 0.9]), (torch.tensor([0]), torch.tensor([1])))
+    found = WindowDetections(boxes, torch.tensor(scores), masks, torch.zeros(2, 6).bool(), torch.ones(2))
+    return MergedDetections(boxes, torch.tensor(scores), (torch.tensor([0]), torch.tensor([1]))), found
+
+
+def test_where_boxes_overlap_the_better_score_keeps_its_outline():
+    merged, found = two_overlapping([0.7, 0.9])
     pasted = paste(merged, found, torch.ones(10, 4, 4))
-    assert pasted.owner[:, 0, 0].tolist() == [1] * 6 + [2] * 4
+    assert pasted.owner[:, 0, 0].tolist() == [1] * 4 + [2] * 6, "though the first is more probable there"
     # The score is the detection's times the mean semantic probability inside the outline.
-    assert pasted.score[5, 0, 0] == pytest.approx(0.7)
+    assert pasted.score[5, 0, 0] == pytest.approx(0.9) and pasted.score[3, 0, 0] == pytest.approx(0.7)
+
+
+def test_outside_the_outlines_the_more_probable_lesion_owns_the_voxel():
+    merged, found = two_overlapping([0.7, 0.9])
+    semantic = torch.ones(10, 4, 4)
+    semantic[4:6] = 0.0  # .30 of the better score against .45 of the other
+    pasted = paste(merged, found, semantic)
+    assert pasted.owner[:, 0, 0].tolist() == [1] * 6 + [2] * 4
+
+
+def test_a_weak_detection_kept_or_not_changes_no_strong_one():
+    merged, found = two_overlapping([0.2, 0.9])
+    loose, strict = (paste(merged, found, torch.ones(10, 4, 4), least_score=least) for least in (0.0, 0.5))
+    kept = strict.owner == 2
+    assert torch.equal(loose.owner == 2, kept) and torch.equal(loose.probability[kept], strict.probability[kept])
 
 
 def test_a_box_that_leaves_the_volume_is_cut_and_one_outside_leaves_nothing():

@@ -57,18 +57,17 @@ def paste(
 ) -> PastedLesions:
     """Every lesion's probability: `instance_weight` times its masks (mean over windows) plus the rest semantic.
 
-    semantic (X, Y, Z): probability. Where boxes overlap, the higher probability owns the voxel (the better score on a
-    tie). A lesion whose probability nowhere reaches `threshold` is outlined at half its maximum: the detector is sure
-    of the lesion, only not of its outline.
+    semantic (X, Y, Z): probability. Where boxes overlap, the lesion with the better score keeps its outline whole, so
+    that a weak detection, kept or not, never changes a strong one; elsewhere the higher probability owns the voxel. A
+    lesion whose probability nowhere reaches `threshold` is outlined at half its maximum: the detector is sure of the
+    lesion, only not of its outline.
 
     A lesion's score is that of its best detection times the mean semantic probability inside the outline: a box that
     the dense branch does not see is rarely a lesion (a mask's own confidence as a factor of the score: Wang et al.,
     SOLOv2, NeurIPS 2020). Lesions with less than `least_score` are left out.
     """
     shape = semantic.shape
-    probability = torch.zeros(shape)
-    owner = torch.zeros(shape, dtype=torch.int32)
-    score = torch.zeros(shape)
+    lesions = []
     for number, (box, members) in enumerate(zip(merged.boxes, merged.members, strict=True), 1):
         best = float(detections.scores[members].max())
         if best < least_score:  # the dense branch can only lower it
@@ -78,22 +77,29 @@ def paste(
         if any(e <= b for b, e in zip(begin, end, strict=True)):
             continue
         where = tuple(slice(b, e) for b, e in zip(begin, end, strict=True))
-        mask = _mean_mask(detections, members, begin, end)
-        dense = semantic[where].cpu()
-        fused = instance_weight * mask + (1 - instance_weight) * dense
-        top = float(fused.max())
-        if top == 0:
+        mask, dense = _mean_mask(detections, members, begin, end), semantic[where].cpu()
+        fused = _outlined(instance_weight * mask + (1 - instance_weight) * dense, threshold)
+        if fused is None:
             continue
-        if top < threshold:
-            fused = (fused * (threshold / (0.5 * top))).clamp_max(1.0)
-        scored = best * float(dense[fused >= threshold].mean())
-        if scored < least_score:
-            continue
-        better = fused > probability[where]
-        probability[where] = torch.where(better, fused, probability[where])
-        owner[where] = torch.where(better, number, owner[where])
-        score[where] = torch.where(better, scored, score[where])
-    return PastedLesions(probability, owner, score)
+        score = best * float(dense[fused >= threshold].mean())
+        if score >= least_score:
+            lesions.append((score, number, where, fused))
+    pasted = PastedLesions(torch.zeros(shape), torch.zeros(shape, dtype=torch.int32), torch.zeros(shape))
+    for score, number, where, fused in sorted(lesions, key=lambda lesion: (-lesion[0], lesion[1])):
+        there = pasted.probability[where]
+        takes = (fused > there) & (there < threshold)
+        pasted.probability[where] = torch.where(takes, fused, there)
+        pasted.owner[where] = torch.where(takes, number, pasted.owner[where])
+        pasted.score[where] = torch.where(takes, score, pasted.score[where])
+    return pasted
+
+
+def _outlined(fused: Tensor, threshold: float) -> Tensor | None:
+    """A lesion's probability, raised where it nowhere reaches `threshold`; None where there is nothing of it."""
+    top = float(fused.max())
+    if top == 0:
+        return None
+    return fused if top >= threshold else (fused * (threshold / (0.5 * top))).clamp_max(1.0)
 
 
 def _mean_mask(detections: WindowDetections, members: Tensor, begin: Sequence[int], end: Sequence[int]) -> Tensor:
