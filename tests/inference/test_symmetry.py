@@ -86,7 +86,9 @@ def test_probability_of_twins_falls_below_the_threshold_and_nothing_else_changes
     changed = (out[0] != torch.from_numpy(probability[0]).float()).numpy()
     assert np.array_equal(changed, ball((14, 25, 30)) | ball((57, 25, 30)))
     assert float(out[0][changed].max()) < 0.5 and float(out[0][changed].min()) > 0.49
-    assert DropMarksWithTwinsd(seed_threshold=0.95)(dictionary(probability, trunk()))["marks_with_a_twin"] == 0
+    for seed, counted in ((0.95, 0), (0.85, 2), (None, 2)):
+        again = DropMarksWithTwinsd(seed_threshold=seed)(dictionary(probability, trunk()))
+        assert again["marks_with_a_twin"] == counted
 
 
 def test_a_detector_s_twins_go_with_owner_and_score():
@@ -97,6 +99,13 @@ def test_a_detector_s_twins_go_with_owner_and_score():
     out = DropMarksWithTwinsd()(d)["probability"]
     assert sorted(out[1].unique().tolist()) == [0, 3]
     assert torch.equal(out[0] > 0, torch.from_numpy(alone)) and torch.equal(out[2] > 0, torch.from_numpy(alone))
+
+
+def test_a_detector_s_weak_mark_does_not_take_a_strong_one_with_it():
+    strong, weak = ball((14, 25, 30)), ball((57, 25, 30))
+    owner = strong * 1 + weak * 2
+    d = dictionary(np.stack([(owner > 0) * 0.8, owner, strong * 0.9 + weak * 0.1]), trunk())
+    assert DropMarksWithTwinsd()(d)["probability"][1].unique().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("bone", [np.arange(72)[:, None, None] > np.add.outer(np.arange(48), np.arange(56)), None])

@@ -176,7 +176,9 @@ class DropMarksWithTwinsd(MapTransform):
             midline = midline or find_midline(bone, spacing)
             if midline is None or midline.agreement < self.least_agreement:
                 continue
-            twins = marks_with_a_twin(values[0], marks, midline, spacing)
+            # A detector's weak mark says little about the strong one across from it.
+            evidence = values[0] if len(values) == 1 else values[0] * values[2]
+            twins = marks_with_a_twin(evidence, marks, midline, spacing)
             gone = np.isin(marks if len(values) == 1 else values[1], twins)
             left = values.copy()
             left[:, gone] = np.nextafter(np.float32(self.threshold), np.float32(0)) if len(values) == 1 else 0
