@@ -105,11 +105,11 @@ def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[
     for name in ("1", "6", "7"):
         volume = read_study(folder / f"{name}.nii.gz").volumes["CT"]
         segmentation = segment_volume(volume, bundle)
-        predicted = _boxes_ras_mm(segmentation.instances, volume)
-        true = [_true_box(row) for row in boxes if row["image_path"] == f"{name}.nii.gz"]
-        by_iou = [any(_box_iou(p["box"], t) >= 0.1 for p in predicted) for t in true]
-        by_center = [any(_inside(p["center"], t) for p in predicted) for t in true]
-        false = [p for p in predicted if not any(_box_iou(p["box"], t) >= 0.1 or _inside(p["center"], t) for t in true)]
+        predicted = boxes_ras_mm(segmentation.instances, volume)
+        true = [true_box(row) for row in boxes if row["image_path"] == f"{name}.nii.gz"]
+        by_iou = [any(box_iou(p["box"], t) >= 0.1 for p in predicted) for t in true]
+        by_center = [any(inside(p["center"], t) for p in predicted) for t in true]
+        false = [p for p in predicted if not any(box_iou(p["box"], t) >= 0.1 or inside(p["center"], t) for t in true)]
         patches.append(
             {
                 "patch": name,
@@ -138,29 +138,29 @@ def healthy_block(volumes: dict[str, Volume], bundle: LoadedBundle) -> dict[str,
     return {"by_ct": rows, "false_positive": total, "per_litre_of_bone": round(total / bone, 2) if bone else None}
 
 
-def _boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, np.ndarray]]:
+def boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, Any]]:
     found = []
     for i in range(1, int(instances.max()) + 1):
         voxels = np.argwhere(instances == i)
         corners = voxel_to_ras_mm(volume.affine, np.stack([voxels.min(0) - 0.5, voxels.max(0) + 0.5]))
         box = np.stack([corners.min(0), corners.max(0)])
-        found.append({"box": box, "center": voxel_to_ras_mm(volume.affine, voxels.mean(0))})
+        found.append({"id": i, "box": box, "center": voxel_to_ras_mm(volume.affine, voxels.mean(0))})
     return found
 
 
-def _true_box(row: dict[str, str]) -> np.ndarray:
+def true_box(row: dict[str, str]) -> np.ndarray:
     """Box center in LPS mm and edge lengths -> (2, 3) RAS corners."""
     center = np.array([-float(row["x"]), -float(row["y"]), float(row["z"])])
     half = np.array([float(row["width"]), float(row["height"]), float(row["depth"])]) / 2
     return np.stack([center - half, center + half])
 
 
-def _box_iou(a: np.ndarray, b: np.ndarray) -> float:
+def box_iou(a: np.ndarray, b: np.ndarray) -> float:
     overlap = np.prod(np.clip(np.minimum(a[1], b[1]) - np.maximum(a[0], b[0]), 0, None))
     return float(overlap / (np.prod(a[1] - a[0]) + np.prod(b[1] - b[0]) - overlap))
 
 
-def _inside(point: np.ndarray, box: np.ndarray) -> bool:
+def inside(point: np.ndarray, box: np.ndarray) -> bool:
     return bool((point >= box[0]).all() and (point <= box[1]).all())
 
 

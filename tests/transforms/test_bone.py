@@ -110,6 +110,16 @@ def test_constant_padding_holds_no_bone_and_takes_none(padding):
     assert share(kept, found) > 0.9
 
 
+def test_resampled_padding_is_padding():
+    """Interpolation leaves 1e-4 HU on a constant: such slices put before a scan move its bone and change none."""
+    body = Body((1.0, 1.0, 2.0))
+    cut = body.hu[:, :, 12:]  # through the vertebra, so that the face counts
+    air = -1000 + np.random.default_rng(0).uniform(-2e-4, 2e-4, (*cut.shape[:2], 7))
+    padded = bone_mask(np.concatenate([air, cut], axis=2), body.affine).bone
+    assert not padded[:, :, :7].any()
+    assert np.array_equal(padded[:, :, 7:], bone_mask(cut, body.affine).bone)
+
+
 def test_a_lytic_lesion_open_to_soft_tissue_is_within_reach_and_costs_no_other_bone():
     body = Body((1.0, 1.0, 1.0))
     # A ball of 18 mm, half of it cut off by the lateral wall: no cortex is left over 18 mm.

@@ -31,6 +31,8 @@ NOISY_HU = 40.0
 THICK_VOXEL_MM = 2.0
 CORTEX_MM = 2.0
 SMALLEST_BONE_MM3 = 5000.0
+# Resampling leaves this much on a constant, and no scanner measures as little noise.
+RESAMPLED_HU = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +57,11 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     if np.issubdtype(hu.dtype, np.floating) and np.isnan(hu).any():
         hu = np.nan_to_num(hu, nan=-1024.0)
     bone, marrow = np.zeros(hu.shape, dtype=bool), np.zeros(hu.shape, dtype=bool)
-    dense = (hu > BONE_HU) & body_mask(hu, spacing, axial)
     image = _without_padding(hu)
+    # Padding before the first slice must not move the coarse grids, or all bone in the scan changes a little.
+    scan = tuple(image[a] if a == axial else slice(None) for a in range(3))
+    dense = np.zeros(hu.shape, dtype=bool)
+    dense[scan] = (hu[scan] > BONE_HU) & body_mask(hu[scan], spacing, axial)
     box = _bounding_box(dense, np.ceil(2 * CLOSING_MM / spacing).astype(int), image)
     if box is None:
         return BoneMask(bone, marrow, bone.copy())
@@ -106,7 +111,8 @@ def _without_padding(hu: NDArray) -> tuple[slice, ...]:
     for axis in range(3):
         rest = tuple(a for a in range(3) if a != axis)
         highest = hu.max(axis=rest)
-        varied = np.flatnonzero(~((highest == hu.min(axis=rest)) & (highest <= BONE_HU)))
+        constant = highest - hu.min(axis=rest).astype(float) < RESAMPLED_HU
+        varied = np.flatnonzero(~(constant & (highest <= BONE_HU)))
         inner.append(slice(int(varied[0]), int(varied[-1]) + 1) if varied.size else slice(0, hu.shape[axis]))
     return tuple(inner)
 
