@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
 
 from volseg.cli import main
+from volseg.cli.shared import asked_precision
 
 
 def _predict(bright_bundle, *arguments) -> int:
@@ -109,3 +111,30 @@ def test_info_prints_a_table_and_json(ct, capsys):
 def test_bundles_lists_the_default(capsys):
     assert main(["bundles"]) == 0
     assert "bone_ct_segmamba_segmentation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "answer", "warned"),
+    [
+        (None, "float32", None, False),
+        ("auto", "float32", "float32", False),
+        ("auto", "bfloat16", "bfloat16", False),
+        ("bfloat16", "bfloat16", "bfloat16", False),
+        ("bfloat16", "float32", "bfloat16", True),
+        ("float32", "bfloat16", "float32", False),
+    ],
+)
+def test_precision_is_settled_for_this_machine_and_emulation_is_named(
+    asked, machine, answer, warned, monkeypatch, caplog
+):
+    monkeypatch.setattr("volseg.inference.precision.best_precision", lambda device: machine)
+    assert asked_precision(argparse.Namespace(precision=asked, device="cpu")) == answer
+    assert ("emulated" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("command", [["train", "x", "--data", "d", "-o", "o"], ["predict", "s", "-o", "o"]])
+def test_commands_know_the_same_precisions(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command, "--precision", "half"])
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("auto", "float32", "bfloat16"))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from volseg.cli.shared import FORMATTER, Commands, check_output, positive
+from volseg.cli.shared import FORMATTER, Commands, asked_precision, check_output, positive
 
 PROTOCOLS = ("bmseg-patient", "bmseg-eh", "bmseg-mfp")
 BUNDLES = ("bmseg_bmsmm_net_segmentation", "bmseg_mfp_deeplabv3plus_segmentation")
@@ -50,7 +50,8 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     bmseg.add_argument("--seed", type=int, default=0, help="of weights and augmentations (default: 0)")
     bmseg.add_argument("--from", dest="start_from", metavar="WEIGHTS",
                        help="begin with these weights, or 'shipped' (synthetic lesions, 1.5 mm pixels)")  # fmt: skip
-    bmseg.add_argument("--precision", choices=("float32", "bfloat16"), help="of the network's arithmetic in training")
+    bmseg.add_argument("--precision", choices=("auto", "float32", "bfloat16"),
+                       help="of the arithmetic in training; auto: bf16 where this machine computes it")  # fmt: skip
     bmseg.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     bmseg.add_argument("--resamples", type=positive, default=2000, help="bootstrap resamples (default: 2000)")
     bmseg.add_argument("--check", action="store_true", help="check the pictures and stop")
@@ -106,8 +107,8 @@ def _bmseg(args: argparse.Namespace) -> int:
         batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed, start_from=args.start_from,
     )  # fmt: skip
     page = run_protocol(
-        found, bundles, args.out, options, device=args.device, precision=args.precision, resamples=args.resamples,
-        grey_rgb=args.grey_rgb, progress=False if args.quiet else None, say=print,
+        found, bundles, args.out, options, device=args.device, precision=asked_precision(args),
+        resamples=args.resamples, grey_rgb=args.grey_rgb, progress=False if args.quiet else None, say=print,
     )  # fmt: skip
     print(f"report in {page}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,13 +16,13 @@ from volseg.labels import MRI_CHANNELS
 if TYPE_CHECKING:
     from volseg.inference.bundle import LoadedBundle
 
+log = logging.getLogger(__name__)
 FORMATTER = argparse.RawDescriptionHelpFormatter
 Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
 
 
 def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     from volseg.inference.bundle import find_bundle, load_bundle
-    from volseg.inference.precision import best_precision
     from volseg.inference.reads import MR, modality_of
 
     overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
@@ -29,14 +30,26 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
         overrides["inferer#overlap"] = args.overlap
     if args.all_windows:
         overrides["inferer#all_windows"] = True
-    if args.precision is not None:
-        overrides["inferer#precision"] = best_precision(args.device) if args.precision == "auto" else args.precision
+    if (precision := asked_precision(args)) is not None:
+        overrides["inferer#precision"] = precision
     files = find_bundle(bundle, trust=args.trust_bundle)
     if modality_of(files.metadata) == MR:
         asked = (getattr(args, "reference", None) or "").lower()
         overrides["reference"] = next((channel for channel in MRI_CHANNELS if channel.lower() == asked), None)
         overrides["register"] = getattr(args, "register", False)
     return load_bundle(files, device=args.device, overrides=overrides)
+
+
+def asked_precision(args: argparse.Namespace) -> str | None:
+    """--precision with "auto" settled for this machine; None: as the bundle says. Warns of bf16 that is emulated."""
+    from volseg.inference.precision import best_precision
+
+    if args.precision is None:
+        return None
+    best = best_precision(args.device)
+    if args.precision == "bfloat16" and best == "float32":
+        log.warning("bfloat16 is emulated on this machine and slower than float32; --precision auto picks the faster")
+    return best if args.precision == "auto" else str(args.precision)
 
 
 def already_done(folder: Path, overwrite: bool) -> bool:

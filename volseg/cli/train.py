@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from volseg.cli.shared import FORMATTER, Commands, positive
+from volseg.cli.shared import FORMATTER, Commands, asked_precision, positive
 from volseg.errors import UsageError
 
 
@@ -29,7 +29,8 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     train.add_argument("--batch-size", type=positive, help="crops per iteration")
     train.add_argument("--learning-rate", type=float, help="peak learning rate")
     train.add_argument("--seed", type=int, help="seed of weights, crops and augmentations")
-    train.add_argument("--precision", choices=("float32", "bfloat16"), help="of the network's arithmetic")
+    train.add_argument("--precision", choices=("auto", "float32", "bfloat16"),
+                       help="of the arithmetic; auto: bf16 where this machine computes it")  # fmt: skip
     train.add_argument("--ema", type=float, metavar="DECAY",
                        help="average the weights, validate and save the average (.999 is common)")  # fmt: skip
     train.add_argument("--folds", type=positive, metavar="N",
@@ -61,7 +62,7 @@ def _train(args: argparse.Namespace) -> int:
             overrides[key] = value
     options = TrainOptions(
         epochs=args.epochs, iterations_per_epoch=args.iterations, batch_size=args.batch_size,
-        learning_rate=args.learning_rate, seed=args.seed, precision=args.precision, device=args.device,
+        learning_rate=args.learning_rate, seed=args.seed, precision=asked_precision(args), device=args.device,
         start_from=args.start_from, overrides=overrides, ema_decay=args.ema, tensorboard=args.tensorboard,
         mlflow=args.mlflow, case_list=_fold(args, dataset_folder(args.data)),
     )  # fmt: skip
