@@ -33,7 +33,7 @@ demo: $(READY) ## make a phantom patient, run the main job on it, say where the 
 	$(BIN)/volseg demo
 
 test: $(READY) ## run the tests (those on real volumes skip themselves where ../shared is absent)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 lint: $(READY) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
