@@ -96,20 +96,35 @@ def detector_curves(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
     }
 
 
-def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[str, Any]:
-    """Boxes hit and false positives on the three public patches with real metastases, as they are."""
+def blds_patches(shared: Path) -> Iterator[tuple[str, Volume, list[np.ndarray]]]:
+    """The three public patches: name, CT, boxes of its real metastases as RAS corners (2, 3) in mm."""
     folder = shared / "data" / "blds_bone_lesions"
     with (folder / "image_bone_lesions.csv").open() as stream:
-        boxes = list(csv.DictReader(stream))
-    patches = []
+        rows = list(csv.DictReader(stream))
     for name in ("1", "6", "7"):
-        volume = read_study(folder / f"{name}.nii.gz").volumes["CT"]
+        boxes = [_true_box(row) for row in rows if row["image_path"] == f"{name}.nii.gz"]
+        yield name, read_study(folder / f"{name}.nii.gz").volumes["CT"], boxes
+
+
+def touches(mark: dict[str, Any], box: np.ndarray) -> bool:
+    """Whether one of `boxes_ras_mm` hits a box: box IoU 0.1 or more, or its center inside."""
+    return _box_iou(mark["box"], box) >= IOU or _inside(mark["center"], box)
+
+
+def config_overrides(given: list[str]) -> dict[str, Any]:
+    """ID=JSON of the command line as config entries; no progress bars."""
+    return {"inferer#progress": False} | {k: json.loads(v) for k, v in (s.split("=", 1) for s in given)}
+
+
+def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[str, Any]:
+    """Boxes hit and false positives on the three public patches with real metastases, as they are."""
+    patches = []
+    for name, volume, true in blds_patches(shared):
         segmentation = segment_volume(volume, bundle)
         predicted = boxes_ras_mm(segmentation.instances, volume)
-        true = [true_box(row) for row in boxes if row["image_path"] == f"{name}.nii.gz"]
-        by_iou = [any(box_iou(p["box"], t) >= 0.1 for p in predicted) for t in true]
-        by_center = [any(inside(p["center"], t) for p in predicted) for t in true]
-        false = [p for p in predicted if not any(box_iou(p["box"], t) >= 0.1 or inside(p["center"], t) for t in true)]
+        by_iou = [any(_box_iou(p["box"], t) >= IOU for p in predicted) for t in true]
+        by_center = [any(_inside(p["center"], t) for p in predicted) for t in true]
+        false = [p for p in predicted if not any(touches(p, t) for t in true)]
         patches.append(
             {
                 "patch": name,
@@ -148,19 +163,19 @@ def boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, Any]]:
     return found
 
 
-def true_box(row: dict[str, str]) -> np.ndarray:
+def _true_box(row: dict[str, str]) -> np.ndarray:
     """Box center in LPS mm and edge lengths -> (2, 3) RAS corners."""
     center = np.array([-float(row["x"]), -float(row["y"]), float(row["z"])])
     half = np.array([float(row["width"]), float(row["height"]), float(row["depth"])]) / 2
     return np.stack([center - half, center + half])
 
 
-def box_iou(a: np.ndarray, b: np.ndarray) -> float:
+def _box_iou(a: np.ndarray, b: np.ndarray) -> float:
     overlap = np.prod(np.clip(np.minimum(a[1], b[1]) - np.maximum(a[0], b[0]), 0, None))
     return float(overlap / (np.prod(a[1] - a[0]) + np.prod(b[1] - b[0]) - overlap))
 
 
-def inside(point: np.ndarray, box: np.ndarray) -> bool:
+def _inside(point: np.ndarray, box: np.ndarray) -> bool:
     return bool((point >= box[0]).all() and (point <= box[1]).all())
 
 
@@ -171,7 +186,7 @@ def main() -> None:
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE)
     parser.add_argument("--set", action="append", default=[], metavar="ID=VALUE", help="override a config entry")
     args = parser.parse_args()
-    overrides = {"inferer#progress": False} | {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
+    overrides = config_overrides(args.set)
     bundle = load_bundle(find_bundle(args.bundle, trust=True), overrides=overrides)
     with tempfile.TemporaryDirectory() as work:
         volumes = held_out(args.shared, Path(work))

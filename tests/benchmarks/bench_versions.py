@@ -13,7 +13,6 @@ marks on the boxed real metastases count neither way), and the real boxes themse
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from bench_lesions import LOOSE_SCORE, box_iou, boxes_ras_mm, inside, true_box
+from bench_lesions import LOOSE_SCORE, blds_patches, boxes_ras_mm, config_overrides, touches
 from lesion_rows import IOU, heading
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -35,7 +34,6 @@ from volseg.synth import SynthOptions, grow_case, prepare
 from volseg.types import Volume
 
 RATES = (0.5, 0.8, 1.2, 2.0, 3.0)
-PATCHES = ("1", "6", "7")
 IN_PATCHES = SynthOptions(n=6, seed=78, lesions=(1, 3), distractors=(0, 2), healthy=0.0)
 Case = tuple[str, Volume, NDArray, list[NDArray]]
 
@@ -47,24 +45,14 @@ def cases_on_disk(folder: Path) -> Iterator[Case]:
         yield Path(entry["image"]).name, read_study(folder / entry["image"]).volumes["CT"], truth, []
 
 
-def patches(shared: Path) -> Iterator[tuple[str, Volume, list[NDArray]]]:
-    """The real patches, and their boxes as RAS corners (2, 3) in mm."""
-    folder = shared / "data" / "blds_bone_lesions"
-    with (folder / "image_bone_lesions.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    for name in PATCHES:
-        boxes = [true_box(row) for row in rows if row["image_path"] == f"{name}.nii.gz"]
-        yield name, read_study(folder / f"{name}.nii.gz").volumes["CT"], boxes
-
-
 def cases_in_patches(shared: Path) -> Iterator[Case]:
     """Lesions grown in the real patches; a grown lesion that meets a box is not asked for."""
-    for name, volume, boxes in patches(shared):
+    for name, volume, boxes in blds_patches(shared):
         source = prepare(f"blds{name}", volume)
         for number in range(IN_PATCHES.n):
             case, truth, _ = grow_case(source, IN_PATCHES, number)
             for lesion in boxes_ras_mm(truth, case):
-                if any(_touches(lesion, box) for box in boxes):
+                if any(touches(lesion, box) for box in boxes):
                     truth = np.where(truth == lesion["id"], 0, truth)
             yield f"blds{name} {number}", case, truth, boxes
 
@@ -86,7 +74,7 @@ def curve(cases: Iterator[Case], bundle: LoadedBundle) -> dict[str, Any]:
         instances, scores = scored(bundle, case)
         hit = set(np.unique(instances[truth > 0]).tolist())
         for mark in boxes_ras_mm(instances, case):
-            if mark["id"] not in hit and any(_touches(mark, box) for box in overlooked):
+            if mark["id"] not in hit and any(touches(mark, box) for box in overlooked):
                 instances = np.where(instances == mark["id"], 0, instances)
         judged.append(DetectionCase.from_instances(instances, scores, truth, patient=name))
     of_all = froc(judged, iou=IOU, rates=RATES)
@@ -100,19 +88,15 @@ def curve(cases: Iterator[Case], bundle: LoadedBundle) -> dict[str, Any]:
 def boxes_found(shared: Path, bundle: LoadedBundle) -> dict[str, Any]:
     """Per real box the best score of a mark that hits it (box IoU 0.1, or its center inside); scores of false marks."""
     best, false = {}, {}
-    for name, volume, boxes in patches(shared):
+    for name, volume, boxes in blds_patches(shared):
         instances, scores = scored(bundle, volume)
         marks = boxes_ras_mm(instances, volume)
         for number, box in enumerate(boxes, start=1):
-            hits = [scores[m["id"]] for m in marks if _touches(m, box)]
+            hits = [scores[m["id"]] for m in marks if touches(m, box)]
             best[f"{name} box {number}"] = round(max(hits, default=0.0), 4)
-        of_none = [scores[m["id"]] for m in marks if not any(_touches(m, box) for box in boxes)]
+        of_none = [scores[m["id"]] for m in marks if not any(touches(m, box) for box in boxes)]
         false[name] = sorted((round(s, 4) for s in of_none), reverse=True)
     return {"best_of_box": best, "false_marks": false}
-
-
-def _touches(mark: dict[str, Any], box: NDArray) -> bool:
-    return box_iou(mark["box"], box) >= IOU or inside(mark["center"], box)
 
 
 def main() -> None:
@@ -126,8 +110,7 @@ def main() -> None:
     files = find_bundle(args.bundle, trust=True)
     config = json.loads((files.root / "configs" / "inference.json").read_text())
     loose = {"operating_score": LOOSE_SCORE} if "operating_score" in config else {"seed_threshold": 0.5}
-    overrides = {"inferer#progress": False} | loose
-    overrides |= {k: json.loads(v) for k, v in (s.split("=", 1) for s in args.set)}
+    overrides = loose | config_overrides(args.set)
     bundle = load_bundle(files, overrides=overrides)
     document = {**heading(bundle), "overrides": overrides}
     start = time.perf_counter()

@@ -74,9 +74,7 @@ class RandBodyd(RandomizableTransform, MapTransform):
         bases = [torch.from_numpy(bspline_basis(n, spacing)) for n in self.size]
         reach = self.bend * NO_FOLD * spacing
         moves = torch.from_numpy(self.R.uniform(-reach, reach, (*(b.shape[1] for b in bases), 3)).astype(np.float32))
-        for basis in bases:  # each contracts the first axis and puts its voxels last: x, y, z in the end, after c
-            moves = torch.tensordot(moves, basis, dims=([0], [1]))
-        bent = moves.movedim(0, -1)
+        bent = spline_sum(moves, bases).movedim(0, -1)
         return (at + bent) @ torch.as_tensor(np.asarray(turn) @ scale, dtype=torch.float32).T
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -128,6 +126,13 @@ def bspline_basis(voxels: int, spacing: float) -> NDArray[np.float32]:
     far = np.clip(2 - distance, 0, None) ** 3 / 6
     basis: NDArray[np.float32] = np.where(distance < 1, near, far).astype(np.float32)
     return basis
+
+
+def spline_sum(coefficients: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Coefficients (I, J, K, ...) of `bspline_basis` along three axes -> values (..., X, Y, Z)."""
+    for basis in bases:  # each contracts the first axis and puts its voxels last: x, y, z in the end
+        coefficients = torch.tensordot(coefficients, basis, dims=([0], [1]))
+    return coefficients
 
 
 def _middle(patch: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from volseg.errors import UsageError
-from volseg.transforms.bodies import bspline_basis
+from volseg.transforms.bodies import bspline_basis, spline_sum
 
 
 class RandMarrowFieldd(RandomizableTransform, MapTransform):
@@ -60,12 +60,10 @@ class RandMarrowFieldd(RandomizableTransform, MapTransform):
         deviation = self.R.uniform(0, self.spread_hu)
         spacing = self.R.uniform(*self.control)
         bases = [torch.from_numpy(bspline_basis(n, spacing)) for n in size]
-        field = torch.from_numpy(self.R.standard_normal([b.shape[1] for b in bases]).astype(np.float32))
-        for basis in bases:  # each contracts the first axis and puts its voxels last: x, y, z in the end
-            # A spline averages its coefficients; what that takes from their deviation is given back.
-            kept = basis.square().sum(dim=1).mean().sqrt()
-            field = torch.tensordot(field, basis / kept, dims=([0], [1]))
-        return field * deviation
+        coefficients = torch.from_numpy(self.R.standard_normal([b.shape[1] for b in bases]).astype(np.float32))
+        # A spline averages its coefficients; what that takes from their deviation is given back.
+        scaled = [basis / basis.square().sum(dim=1).mean().sqrt() for basis in bases]
+        return spline_sum(coefficients, scaled) * deviation
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
