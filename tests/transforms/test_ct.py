@@ -11,7 +11,7 @@ from monai.transforms import Compose, Invertd, Orientation, Spacing
 
 from volseg.geometry import axis_codes, ras_mm_to_voxel, shear, to_ras, voxel_to_ras_mm
 from volseg.transforms import ct
-from volseg.transforms.bone import bone_mask
+from volseg.transforms.bone import bone_mask, without_padding
 from volseg.transforms.ct import BoneMaskd, HounsfieldWindowd, RasIsotropic, RasIsotropicd, ras_grid
 from volseg.transforms.invert import to_source_grid
 from volseg.transforms.metatensor import to_metatensor
@@ -144,11 +144,28 @@ def test_on_a_coarse_grid_bone_is_searched_on_a_finer_one(rng, monkeypatch):
     monkeypatch.setattr(ct, "bone_mask", lambda voxels, affine: seen.append(voxels.shape) or bone_mask(voxels, affine))
     bone = BoneMaskd()({"image": image})["bone"]
     BoneMaskd(coarsest_mm=2.0)({"image": image})
-    assert seen[0] == spacing_grid(image.affine.numpy(), image.shape[1:], (1.5,) * 3)[1] and seen[1] == image.shape[1:]
+    patient = [s.stop - s.start for s in without_padding(image[0].numpy())]  # the columns of air are no part of it
+    assert patient[2] == image.shape[3] and patient[0] < image.shape[1]
+    assert seen[0] == spacing_grid(image.affine.numpy(), patient, (1.5,) * 3)[1] and list(seen[1]) == patient
     assert bone.dtype == torch.uint8 and bone.shape == image.shape and torch.equal(bone.affine, image.affine)
     truth = image[0].numpy() > 150
     assert (bone[0].numpy() > 0)[truth].mean() > 0.95
     assert (bone[0].numpy() > 0).sum() < 1.5 * truth.sum()  # half a voxel of 2 mm around a block of 4 cm
+
+
+@pytest.mark.parametrize("air", [(0, 0, 1), (16, 5, 7)])
+def test_air_put_before_a_scan_moves_no_voxel_of_its_bone(rng, air):
+    # 1.5 mm, where bone is sought, divides none of these shifts of a 2 mm grid.
+    hu = rng.normal(40, 10, (1, 35, 40, 30)).astype(np.float32)
+    hu[:, 12:22, 15:25, 5:25] = 700
+    hu[:, 14:20, 17:23, 7:23] = 200
+    padded = np.pad(hu, [(0, 0), *((n, 0) for n in air)], constant_values=-1000)
+    alone, moved = (
+        BoneMaskd()({"image": MetaTensor(torch.from_numpy(x), affine=np.diag([2.0, 2, 2, 1]))})["bone"].as_tensor()
+        for x in (hu, padded)
+    )
+    assert alone.sum() > 1000
+    assert torch.equal(moved[:, air[0] :, air[1] :, air[2] :], alone) and moved.sum() == alone.sum()
 
 
 def test_the_window_runs_from_minus_one_to_one():

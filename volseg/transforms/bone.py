@@ -21,7 +21,7 @@ from volseg.transforms.bone_contrast import metal_and_contrast
 from volseg.transforms.bone_morphology import Mask, dilate, erode, touching_border, with_seed
 from volseg.transforms.bone_rays import CLOSING_MM, fill
 
-__all__ = ["BoneMask", "body_mask", "bone_mask"]
+__all__ = ["BoneMask", "body_mask", "bone_mask", "without_padding"]
 
 BONE_HU = 150.0
 SURE_BONE_HU = 300.0
@@ -57,7 +57,7 @@ def bone_mask(hu: NDArray, affine: ArrayLike) -> BoneMask:
     if np.issubdtype(hu.dtype, np.floating) and np.isnan(hu).any():
         hu = np.nan_to_num(hu, nan=-1024.0)
     bone, marrow = np.zeros(hu.shape, dtype=bool), np.zeros(hu.shape, dtype=bool)
-    image = _without_padding(hu)
+    image = without_padding(hu)
     # Padding before the first slice must not move the coarse grids, or all bone in the scan changes a little.
     scan = tuple(image[a] if a == axial else slice(None) for a in range(3))
     dense = np.zeros(hu.shape, dtype=bool)
@@ -105,7 +105,7 @@ def _drop_fragments(bone: Mask, spacing: NDArray) -> Mask:
     return keep[labels]
 
 
-def _without_padding(hu: NDArray) -> tuple[slice, ...]:
+def without_padding(hu: NDArray) -> tuple[slice, ...]:
     """The part between constant outer slices: padding is not anatomy. All of an image that is constant throughout."""
     inner = []
     for axis in range(3):

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, ScaleIntensityRanged
 from torch import Tensor
 
 from volseg.geometry import Affine, closest_axes, spacing_mm
-from volseg.transforms.bone import bone_mask
+from volseg.transforms.bone import bone_mask, without_padding
 from volseg.transforms.interpolate import LINEAR, interpolation_mode
 from volseg.transforms.resample import (
     AxisAlignedSpacing,
@@ -102,6 +102,7 @@ class BoneMaskd(MapTransform):
     Comes after resampling to cubic voxels and before the HU window. Bone is told from contrast medium by its shell, and
     what tells them apart was tuned on voxels of 1 to 1.5 mm: an image coarser than `coarsest_mm` is interpolated to
     that for the search (on a 2 mm grid a contrast-filled heart came out as bone, interpolated to 1.5 mm it does not).
+    That finer grid begins where the scan begins, not where its padding does: air put around a scan moves no voxel.
     """
 
     def __init__(self, image_key: str = "image", mask_key: str = "bone", *, coarsest_mm: float = 1.5) -> None:
@@ -111,19 +112,25 @@ class BoneMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         image = d[self.image_key]
-        searched = image
-        if spacing_mm(image.affine.cpu().numpy()).min() > 1.01 * self.coarsest_mm:
-            affine, shape = spacing_grid(image.affine.cpu().numpy(), image.shape[1:], (self.coarsest_mm,) * 3)
-            searched = resample_to_grid(image, affine=affine, shape=shape)
-        found = bone_mask(searched.as_tensor().cpu().numpy()[0], searched.affine.cpu().numpy())
-        values = torch.from_numpy((found.bone.astype(np.uint8) + found.marrow)[None])
-        if searched is not image:
-            mask = MetaTensor(values, affine=searched.affine)
-            back = resample_to_grid(mask, affine=image.affine.cpu().numpy(), shape=image.shape[1:], mode="nearest")
-            values = back.as_tensor()
+        inner = without_padding(image.as_tensor().cpu().numpy()[0])
+        values = torch.zeros(image.shape, dtype=torch.uint8)
+        values[(slice(None), *inner)] = self._found(image[(slice(None), *inner)])
         # The mask shares the image's history, so that whatever inverts the image inverts the mask.
         d[self.mask_key] = MetaTensor(values, meta=dict(image.meta), applied_operations=list(image.applied_operations))
         return d
+
+    def _found(self, image: MetaTensor) -> Tensor:
+        own = image.affine.cpu().numpy()
+        searched = image
+        if spacing_mm(own).min() > 1.01 * self.coarsest_mm:
+            affine, shape = spacing_grid(own, image.shape[1:], (self.coarsest_mm,) * 3)
+            searched = resample_to_grid(image, affine=affine, shape=shape)
+        found = bone_mask(searched.as_tensor().cpu().numpy()[0], searched.affine.cpu().numpy())
+        values = torch.from_numpy((found.bone.astype(np.uint8) + found.marrow)[None])
+        if searched is image:
+            return values
+        mask = MetaTensor(values, affine=searched.affine)
+        return resample_to_grid(mask, affine=own, shape=image.shape[1:], mode="nearest").as_tensor()
 
 
 class HounsfieldWindowd(ScaleIntensityRanged):
