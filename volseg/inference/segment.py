@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 
 from volseg.errors import VolsegError
 from volseg.inference.bundle import LoadedBundle
+from volseg.inference.repetition import MARKS_THAT_REPEAT
 from volseg.inference.symmetry import MARKS_WITH_A_TWIN
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor
 from volseg.transforms.mri import study_tensors
 from volseg.types import Study, Volume
+
+WHY_LEFT_OUT = {
+    MARKS_WITH_A_TWIN: "they have a twin on the other side of the body",
+    MARKS_THAT_REPEAT: "bone looks the same elsewhere along the body",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +89,9 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
             f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
         )
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
-    if twins := data.get(MARKS_WITH_A_TWIN):
-        notes += (f"taken for anatomy and left out, for they have a twin on the other side of the body: {twins} marks",)
+    for key, why in WHY_LEFT_OUT.items():
+        if count := data.get(key):
+            notes += (f"taken for anatomy and left out, for {why}: {count} mark{'s' if count > 1 else ''}",)
     return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.geometry import TOUCHING, spacing_mm
+from volseg.geometry import spacing_mm
+from volseg.inference.marks import DropMarksd, padded_box
 
 MARKS_WITH_A_TWIN = "marks_with_a_twin"
 MOST_POINTS = 6000
@@ -111,7 +110,7 @@ def marks_with_a_twin(
         image = np.rint(midline.mirrored(voxels.astype(float))).astype(int)
         # The image's surroundings, so that every move is a shift of one small box.
         low, high = image.min(axis=0) - reach, image.max(axis=0) + reach + 1
-        box = _cut(probability, low, high)
+        box = padded_box(probability, low, high)
         at = image - low
         own = float(probability[tuple(voxels.T)].mean())
         found = max(
@@ -122,26 +121,10 @@ def marks_with_a_twin(
     return twins
 
 
-def _cut(values: NDArray[np.float32], low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The box [low, high) of a volume, 0 where it reaches outside."""
-    box = np.zeros(tuple(high - low), dtype=np.float32)
-    first, last = np.clip(low, 0, values.shape), np.clip(high, 0, values.shape)
-    if (last > first).all():
-        to = tuple(slice(a - o, b - o) for a, b, o in zip(first, last, low, strict=True))
-        box[to] = values[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    return box
-
-
-class DropMarksWithTwinsd(MapTransform):
-    """Take marks with a twin (see `marks_with_a_twin`) out of what a network said on the working grid (RAS+).
-
-    (1, X, Y, Z) probability: the marks are the 26-connected pieces at `threshold`; those with a twin go down to just
-    below it. (3, X, Y, Z) of a DetectionInferer (probability, owner, score): the marks are its lesions; those with a
-    twin go altogether. Under `dropped_key` lies afterwards how many went.
+class DropMarksWithTwinsd(DropMarksd):
+    """Take marks with a twin (see `marks_with_a_twin`) out of what a network said; how: `DropMarksd`.
 
     Args:
-        bone_key: the bone mask (1, X, Y, Z) on the same grid.
-        seed_threshold: only marks that reach it are counted, for only they would have been reported; all without it.
         least_agreement: share of bone that must have a mirror image, or nothing is done.
     """
 
@@ -156,39 +139,17 @@ class DropMarksWithTwinsd(MapTransform):
         dropped_key: str = MARKS_WITH_A_TWIN,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.bone_key, self.threshold, self.least_agreement = bone_key, threshold, least_agreement
-        self.seed_threshold, self.dropped_key = seed_threshold, dropped_key
+        super().__init__(keys, bone_key, threshold, seed_threshold, dropped_key, allow_missing_keys)
+        self.least_agreement = least_agreement
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        if self.bone_key not in d:
-            return d
+    def anatomy(
+        self, d: Mapping[Hashable, Any], values: NDArray[np.float32], marks: NDArray[np.int32]
+    ) -> list[int] | None:
         bone = torch.as_tensor(d[self.bone_key])[0].cpu().numpy() > 0
         spacing = spacing_mm(d[self.bone_key].affine.cpu().numpy())
-        midline: Midline | None = None
-        for key in self.key_iterator(d):
-            found = d[key]
-            values = torch.as_tensor(found).cpu().numpy()
-            marks = self._marks(values)
-            if not marks.any():
-                continue
-            midline = midline or find_midline(bone, spacing)
-            if midline is None or midline.agreement < self.least_agreement:
-                continue
-            # A detector's weak mark says little about the strong one across from it.
-            evidence = values[0] if len(values) == 1 else values[0] * values[2]
-            twins = marks_with_a_twin(evidence, marks, midline, spacing)
-            gone = np.isin(marks if len(values) == 1 else values[1], twins)
-            left = values.copy()
-            left[:, gone] = np.nextafter(np.float32(self.threshold), np.float32(0)) if len(values) == 1 else 0
-            out = torch.from_numpy(left)
-            d[key] = MetaTensor(out, meta=found.meta) if isinstance(found, MetaTensor) else out
-            peaks = np.atleast_1d(ndimage.maximum(values[0], marks, twins)) if twins else np.zeros(0)
-            d[self.dropped_key] = int((peaks >= (self.seed_threshold or 0)).sum())
-        return d
-
-    def _marks(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
-        if len(values) == 1:
-            return ndimage.label(values[0] >= self.threshold, structure=TOUCHING)[0].astype(np.int32)
-        return np.where(values[0] >= self.threshold, values[1], 0).astype(np.int32)
+        midline = find_midline(bone, spacing)
+        if midline is None or midline.agreement < self.least_agreement:
+            return None
+        # A detector's weak mark says little about the strong one across from it.
+        evidence = values[0] if len(values) == 1 else values[0] * values[2]
+        return marks_with_a_twin(evidence, marks, midline, spacing)
