@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.geometry import TOUCHING
+from volseg.geometry import TOUCHING, spacing_mm
 
 
 class DropMarksd(MapTransform):
@@ -70,6 +70,11 @@ class DropMarksd(MapTransform):
             d[self.dropped_key] = len(self.reported(values, marks, named))
         return d
 
+    def bone(self, d: Mapping[Hashable, Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """The bone (X, Y, Z) and the grid's spacing in mm."""
+        mask = d[self.bone_key]
+        return torch.as_tensor(mask)[0].cpu().numpy() > 0, spacing_mm(mask.affine.cpu().numpy())
+
     def reported(self, values: NDArray[np.float32], marks: NDArray[np.int32], numbers: list[int]) -> list[int]:
         """Those of `numbers` whose mark reaches `seed_threshold`."""
         peaks = np.atleast_1d(ndimage.maximum(values[0], marks, numbers)) if numbers else np.zeros(0)
@@ -81,8 +86,20 @@ class DropMarksd(MapTransform):
         return np.where(values[0] >= self.threshold, values[1], 0).astype(np.int32)
 
 
-def padded_box(values: NDArray[np.float32], low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The box [low, high) of a volume, 0 where it reaches outside."""
+def voxels_of_marks(marks: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Number and voxels (N, 3) of each mark (X, Y, Z; numbered from 1)."""
+    for number, where in enumerate(ndimage.find_objects(marks), start=1):
+        if where is not None:
+            yield number, np.argwhere(marks[where] == number) + [s.start for s in where]
+
+
+def near(bone: NDArray[np.bool_], reach_mm: float, spacing: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Bone and what lies within `reach_mm` of it by steps along the axes, at least a voxel."""
+    return ndimage.binary_dilation(bone, iterations=max(1, round(reach_mm / float(np.mean(spacing)))))
+
+
+def padded_box(values: NDArray, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The box [low, high) of a volume as float32, 0 where it reaches outside."""
     box = np.zeros(tuple(high - low), dtype=np.float32)
     first, last = np.clip(low, 0, values.shape), np.clip(high, 0, values.shape)
     if (last > first).all():

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.transforms import ScaleIntensityRange
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
-from volseg.geometry import spacing_mm
-from volseg.inference.marks import DropMarksd, padded_box
+from volseg.inference.marks import DropMarksd, near, padded_box, voxels_of_marks
 
 MARKS_THAT_REPEAT = "marks_that_repeat"
 # Air and cortex are what they are; between these values lies what tells marrow and soft tissue apart.
@@ -63,10 +63,10 @@ def find_likeness(
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + margin + 1
     mark = np.zeros(tuple(high - low), bool)
     mark[tuple((voxels - low).T)] = True
-    weight = padded_box(near_bone.astype(np.float32), low, high) * ~ndimage.binary_dilation(mark)
+    weight = padded_box(near_bone, low, high) * ~ndimage.binary_dilation(mark)
     own = padded_box(hu, low, high)
     there = padded_box(hu, low - reach, high + reach)
-    in_view = padded_box(np.ones_like(hu), low - reach, high + reach)
+    in_view = padded_box(np.broadcast_to(np.float32(1), hu.shape), low - reach, high + reach)
     seen = _correlate(in_view, weight)
     # Outside the scan `there` is 0, and the first term leaves the same voxels out.
     squares = _correlate(in_view, weight * own**2) - 2 * _correlate(there, weight * own) + _correlate(there**2, weight)
@@ -117,7 +117,9 @@ class DropMarksThatRepeatd(DropMarksd):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, bone_key, threshold, seed_threshold, dropped_key, allow_missing_keys)
-        self.image_key, self.window_hu = image_key, window_hu
+        self.image_key = image_key
+        low, high = window_hu
+        self.to_hu = ScaleIntensityRange(-1.0, 1.0, low, high)
         self.most_surroundings_hu, self.most_inside_hu = most_surroundings_hu, most_inside_hu
 
     def anatomy(
@@ -125,18 +127,15 @@ class DropMarksThatRepeatd(DropMarksd):
     ) -> list[int] | None:
         if self.image_key not in d:
             return None
-        spacing = spacing_mm(d[self.bone_key].affine.cpu().numpy())
-        low, high = self.window_hu
+        numbers = self.reported(values, marks, np.unique(marks[marks > 0]).tolist())
+        if not numbers:
+            return []
+        bone, spacing = self.bone(d)
         scaled = torch.as_tensor(d[self.image_key])[0].float().cpu().numpy()
-        hu = np.clip((scaled + 1) / 2 * (high - low) + low, *TISSUE_HU)
-        hu = ndimage.gaussian_filter(hu, SMOOTHING_MM / spacing)
-        bone = torch.as_tensor(d[self.bone_key])[0].cpu().numpy() > 0
-        near_bone = ndimage.binary_dilation(bone, iterations=max(1, round(NEAR_BONE_MM / float(spacing.mean()))))
+        hu = ndimage.gaussian_filter(np.clip(self.to_hu(scaled), *TISSUE_HU), SMOOTHING_MM / spacing)
+        near_bone = near(bone, NEAR_BONE_MM, spacing)
         repeat = []
-        boxes = ndimage.find_objects(marks)
-        for number in self.reported(values, marks, [n for n, box in enumerate(boxes, start=1) if box is not None]):
-            where = boxes[number - 1]
-            voxels = np.argwhere(marks[where] == number) + [s.start for s in where]
+        for number, voxels in voxels_of_marks(np.where(np.isin(marks, numbers), marks, 0)):
             likeness = find_likeness(hu, near_bone, voxels, spacing)
             if likeness is None:
                 continue

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from monai.config import KeysCollection
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from volseg.geometry import spacing_mm
-from volseg.inference.marks import DropMarksd, padded_box
+from volseg.inference.marks import DropMarksd, near, padded_box, voxels_of_marks
 
 MARKS_WITH_A_TWIN = "marks_with_a_twin"
 MOST_POINTS = 6000
@@ -54,7 +51,7 @@ def find_midline(bone: NDArray[np.bool_], spacing: NDArray[np.float64]) -> Midli
     if not len(points):
         return None
     points = points[:: max(1, len(points) // MOST_POINTS)]
-    near = ndimage.binary_dilation(bone, iterations=max(1, round(NEAR_MM / float(np.mean(spacing)))))
+    near_bone = near(bone, NEAR_MM, spacing)
     middle = points.mean(axis=0)
     best = Midline(np.array([1.0, 0, 0]), float(middle[0]), -1.0)
     tilts, places = TILTS_DEGREES, np.arange(-0.35, 0.36, 0.02) * bone.shape[0]
@@ -68,16 +65,18 @@ def find_midline(bone: NDArray[np.bool_], spacing: NDArray[np.float64]) -> Midli
                 normal = np.array([np.sqrt(max(0.0, 1 - y * y - z * z)), y, z])
                 shift = float((normal - start.normal) @ middle)  # turned about the bone's middle
                 for place in around + shift + places / fineness:
-                    best = max(best, _tried(normal, place, points, near), key=lambda m: m.agreement)
+                    best = max(best, _tried(normal, place, points, near_bone), key=lambda m: m.agreement)
         places = places[np.abs(places) <= 0.13 * bone.shape[0]]
         tilts = TILTS_DEGREES[2:-2]
     return best
 
 
-def _tried(normal: NDArray[np.float64], offset: float, points: NDArray[np.float64], near: NDArray[np.bool_]) -> Midline:
+def _tried(
+    normal: NDArray[np.float64], offset: float, points: NDArray[np.float64], near_bone: NDArray[np.bool_]
+) -> Midline:
     there = np.rint(Midline(normal, offset, 0.0).mirrored(points)).astype(int)
-    inside = ((there >= 0) & (there < near.shape)).all(axis=1)
-    found = near[tuple(there[inside].T)].sum() if inside.any() else 0
+    inside = ((there >= 0) & (there < near_bone.shape)).all(axis=1)
+    found = near_bone[tuple(there[inside].T)].sum() if inside.any() else 0
     return Midline(normal, offset, float(found) / len(points))
 
 
@@ -101,10 +100,7 @@ def marks_with_a_twin(
     reach = max(1, round(slack_mm / step))
     moves = np.arange(-reach, reach + 1)
     twins = []
-    for number, where in enumerate(ndimage.find_objects(marks), start=1):
-        if where is None:
-            continue
-        voxels = np.argwhere(marks[where] == number) + [s.start for s in where]
+    for number, voxels in voxels_of_marks(marks):
         if float(midline.distance(voxels.mean(axis=0, keepdims=True))[0]) * step < off_midline_mm:
             continue
         image = np.rint(midline.mirrored(voxels.astype(float))).astype(int)
@@ -145,8 +141,7 @@ class DropMarksWithTwinsd(DropMarksd):
     def anatomy(
         self, d: Mapping[Hashable, Any], values: NDArray[np.float32], marks: NDArray[np.int32]
     ) -> list[int] | None:
-        bone = torch.as_tensor(d[self.bone_key])[0].cpu().numpy() > 0
-        spacing = spacing_mm(d[self.bone_key].affine.cpu().numpy())
+        bone, spacing = self.bone(d)
         midline = find_midline(bone, spacing)
         if midline is None or midline.agreement < self.least_agreement:
             return None
