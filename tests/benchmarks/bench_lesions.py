@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lesion_rows import IOU, by_diameter, by_kind, heading, judged, summary
+from lesion_rows import IOU, by_diameter, by_kind, by_visibility, changes, heading, judged, summary
 
 from volseg.evaluation.detection import DetectionCase, average_precision, froc, mean_average_precision
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
@@ -66,6 +66,9 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
         start = time.perf_counter()
         found = segment_volume(case, bundle).instances
         row = {"ct": name, "case": number, **judged(found, truth, parameters["lesions"])}
+        change = changes(volumes[name].voxels, case.voxels, truth, spacing_mm(case.affine))
+        for lesion, drawn in zip(row["lesions"], parameters["lesions"], strict=True):
+            lesion["change"] = round(change[drawn["id"]], 2)
         rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
         say(json.dumps({k: v for k, v in rows[-1].items() if k != "lesions"}))
     return {
@@ -75,6 +78,7 @@ def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: i
         "by_ct": {name: summary([r for r in rows if r["ct"] == name]) for name in volumes},
         "sensitivity_by_diameter": by_diameter(rows),
         "sensitivity_by_kind": by_kind(rows),
+        "sensitivity_by_visibility": by_visibility(rows),
         "cases": rows,
     }
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from volseg.evaluation.lesions import match_lesions
 from volseg.inference.bundle import LoadedBundle
 
 IOU = 0.1
+SMALL_MM3 = 1000
 DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (15, np.inf)}
 
 
@@ -81,6 +83,33 @@ def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
         kind: _sensitivity([lesion for lesion in lesions if lesion["kind"] == kind])
         for kind in sorted({lesion["kind"] for lesion in lesions})
+    }
+
+
+def changes(before: NDArray, after: NDArray, truth: NDArray, spacing: NDArray) -> dict[int, float]:
+    """By a lesion's number: its mean change of HU in standard deviations of what was there, both smoothed by 1 mm.
+
+    Below 1 a lesion is lost in the pattern of the bone that it grew in.
+    """
+    found = {}
+    margin = np.ceil(3 / spacing).astype(int)
+    for number, where in enumerate(ndimage.find_objects(truth), start=1):
+        if where is not None:
+            box = tuple(slice(max(0, s.start - m), s.stop + m) for s, m in zip(where, margin, strict=True))
+            old, new = (ndimage.gaussian_filter(v[box].astype(np.float32), 1 / spacing) for v in (before, after))
+            mask = truth[box] == number
+            found[number] = float(np.abs(new - old)[mask].mean() / max(old[mask].std(), 1.0))
+    return found
+
+
+def by_visibility(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sensitivity of small, faint (see `changes`) and plain lesions."""
+    lesions = [lesion for row in rows for lesion in row["lesions"]]
+    large = [lesion for lesion in lesions if lesion["mm3"] >= SMALL_MM3]
+    return {
+        "under 1 mL": _sensitivity([lesion for lesion in lesions if lesion["mm3"] < SMALL_MM3]),
+        "1 mL and more, change below 1 deviation": _sensitivity([x for x in large if x["change"] < 1]),
+        "1 mL and more, change of 1 deviation and more": _sensitivity([x for x in large if x["change"] >= 1]),
     }
 
 
