@@ -46,7 +46,7 @@ bench: $(READY) ## every speed and memory ratio: kernels, network, engine, growt
 	$(BIN)/python tests/benchmarks/bench_resample.py
 
 bench-lesions: $(READY) ## lesions found on held-out synthetic and real volumes (needs ../shared; minutes)
-	$(BIN)/python tests/benchmarks/bench_lesions.py
+	$(BIN)/python tests/benchmarks/bench_lesions.py --beside bone_ct_mask_rcnn_detection
 	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bone_ct_mask_rcnn_detection
 	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bmseg_bmsmm_net_segmentation
 	$(BIN)/python tests/benchmarks/bench_lesions.py --bundle bmseg_mfp_deeplabv3plus_segmentation

@@ -4,18 +4,21 @@
 
 Grows 24 cases in three CTs that training never saw (fixed seed), runs the bundle exactly as `volseg predict` does, and
 counts lesions at IoU >= 0.1; then the three real patches with boxed metastases (BLDS) and the same three CTs untouched.
-Synthetic and real figures stand in separate blocks. Writes one JSON with date and machine.
+Synthetic and real figures stand in separate blocks. With `--beside` a second bundle looks at the same images, and what
+both mark is judged as well. Writes one JSON with date and machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,45 @@ from volseg.types import Volume
 SEED = 20261121
 LOOSE_SCORE = 0.02  # of a detector whose whole curve is asked for
 CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Marks on a volume's own grid, numbered from 1, and how much bone was looked at."""
+
+    instances: np.ndarray
+    bone_litres: float
+
+
+Finder = Callable[[Volume], Found]
+
+
+def finder(bundle: LoadedBundle, kept: Path) -> Finder:
+    """What a bundle finds; under `kept` lies what it said of an image before."""
+
+    def find(volume: Volume) -> Found:
+        name = hashlib.sha256(np.ascontiguousarray(volume.voxels).tobytes()).hexdigest()
+        path = kept / f"{bundle.files.name}_{name[:24]}.npz"
+        if not path.exists():
+            found = segment_volume(volume, bundle)
+            litres = float((found.bone > 0).sum()) * float(np.prod(spacing_mm(volume.affine))) / 1e6
+            np.savez_compressed(path, instances=found.instances, litres=litres)
+        with np.load(path) as saved:
+            return Found(saved["instances"], float(saved["litres"]))
+
+    return find
+
+
+def both(first: Finder, second: Finder) -> Finder:
+    """The first one's marks that share a voxel with one of the second's."""
+
+    def find(volume: Volume) -> Found:
+        one, other = first(volume), second(volume).instances
+        agreed = np.unique(one.instances[other > 0])
+        kept = np.where(np.isin(one.instances, agreed), one.instances, 0)
+        return Found(np.unique(kept, return_inverse=True)[1].reshape(kept.shape).astype(np.uint16), one.bone_litres)
+
+    return find
 
 
 def held_out(shared: Path, work: Path) -> dict[str, Volume]:
@@ -59,12 +101,12 @@ def held_out_cases(
             yield name, number, *grow_case(source, options, number)
 
 
-def synthetic_block(volumes: dict[str, Volume], bundle: LoadedBundle, *, seed: int, say: Any = print) -> dict[str, Any]:
+def synthetic_block(volumes: dict[str, Volume], find: Finder, *, seed: int, say: Any = print) -> dict[str, Any]:
     """Sensitivity, false positives and Dice on cases grown in `volumes`, per CT and together."""
     rows = []
     for name, number, case, truth, parameters in held_out_cases(volumes, seed):
         start = time.perf_counter()
-        found = segment_volume(case, bundle).instances
+        found = find(case).instances
         row = {"ct": name, "case": number, **judged(found, truth, parameters["lesions"])}
         change = changes(volumes[name].voxels, case.voxels, truth, spacing_mm(case.affine))
         for lesion, drawn in zip(row["lesions"], parameters["lesions"], strict=True):
@@ -120,12 +162,11 @@ def config_overrides(given: list[str]) -> dict[str, Any]:
     return {"inferer#progress": False} | {k: json.loads(v) for k, v in (s.split("=", 1) for s in given)}
 
 
-def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[str, Any]:
+def real_block(shared: Path, find: Finder, *, say: Any = print) -> dict[str, Any]:
     """Boxes hit and false positives on the three public patches with real metastases, as they are."""
     patches = []
     for name, volume, true in blds_patches(shared):
-        segmentation = segment_volume(volume, bundle)
-        predicted = boxes_ras_mm(segmentation.instances, volume)
+        predicted = boxes_ras_mm(find(volume).instances, volume)
         by_iou = [any(_box_iou(p["box"], t) >= IOU for p in predicted) for t in true]
         by_center = [any(_inside(p["center"], t) for p in predicted) for t in true]
         false = [p for p in predicted if not any(touches(p, t) for t in true)]
@@ -145,16 +186,24 @@ def real_block(shared: Path, bundle: LoadedBundle, *, say: Any = print) -> dict[
     return {"all": {k: sum(p[k] for p in patches) for k in keys}, "patches": patches}
 
 
-def healthy_block(volumes: dict[str, Volume], bundle: LoadedBundle) -> dict[str, Any]:
+def healthy_block(volumes: dict[str, Volume], find: Finder) -> dict[str, Any]:
     """False positives on real CTs without metastases, per litre of bone."""
     rows = {}
     for name, volume in volumes.items():
-        segmentation = segment_volume(volume, bundle)
-        litres = float((segmentation.bone > 0).sum()) * float(np.prod(spacing_mm(volume.affine))) / 1e6
-        rows[name] = {"false_positive": int(segmentation.instances.max()), "bone_litres": round(litres, 3)}
+        found = find(volume)
+        rows[name] = {"false_positive": int(found.instances.max()), "bone_litres": round(found.bone_litres, 3)}
     total = sum(r["false_positive"] for r in rows.values())
     bone = sum(r["bone_litres"] for r in rows.values())
     return {"by_ct": rows, "false_positive": total, "per_litre_of_bone": round(total / bone, 2) if bone else None}
+
+
+def blocks(shared: Path, volumes: dict[str, Volume], find: Finder) -> dict[str, Any]:
+    """Everything that is asked of a finder."""
+    return {
+        "synthetic_held_out": synthetic_block(volumes, find, seed=SEED),
+        "real_metastases_blds": real_block(shared, find),
+        "real_healthy_held_out": healthy_block(volumes, find),
+    }
 
 
 def boxes_ras_mm(instances: np.ndarray, volume: Volume) -> list[dict[str, Any]]:
@@ -189,18 +238,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results"))
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE)
     parser.add_argument("--set", action="append", default=[], metavar="ID=VALUE", help="override a config entry")
+    parser.add_argument("--beside", metavar="BUNDLE", help="judge what this bundle marks as well, too")
     args = parser.parse_args()
     overrides = config_overrides(args.set)
     bundle = load_bundle(find_bundle(args.bundle, trust=True), overrides=overrides)
+    document = {**heading(bundle), "overrides": overrides}
     with tempfile.TemporaryDirectory() as work:
         volumes = held_out(args.shared, Path(work))
-    document = {
-        **heading(bundle),
-        "overrides": overrides,
-        "synthetic_held_out": synthetic_block(volumes, bundle, seed=SEED),
-        "real_metastases_blds": real_block(args.shared, bundle),
-        "real_healthy_held_out": healthy_block(volumes, bundle),
-    }
+        find = finder(bundle, Path(work))
+        document |= blocks(args.shared, volumes, find)
+        if args.beside:
+            other = load_bundle(find_bundle(args.beside, trust=True), overrides=config_overrides([]))
+            seen = f"{other.files.name} {other.files.version}"
+            document["marked_by_both"] = {"beside": seen} | blocks(
+                args.shared, volumes, both(find, finder(other, Path(work)))
+            )
     if "operating_score" in json.loads((bundle.files.root / "configs" / "inference.json").read_text()):
         loose = load_bundle(bundle.files, overrides=overrides | {"operating_score": LOOSE_SCORE})
         document["synthetic_held_out_curves"] = detector_curves(volumes, loose, seed=SEED)
@@ -208,8 +260,9 @@ def main() -> None:
     of_bundle = "" if bundle.files.name == DEFAULT_BUNDLE else f"_{bundle.files.name}"
     path = args.out / f"{document['date']}_lesions{of_bundle}.json"
     path.write_text(json.dumps(document, indent=1))
-    for block in ("synthetic_held_out", "real_metastases_blds"):
-        print(block, json.dumps(document[block]["all"]))
+    for name, part in (("", document), ("both: ", document.get("marked_by_both", {}))):
+        for block in ("synthetic_held_out", "real_metastases_blds"):
+            print(name + block, json.dumps(part.get(block, {}).get("all")))
     print("curves", json.dumps(document.get("synthetic_held_out_curves")))
     print("real_healthy_held_out", json.dumps(document["real_healthy_held_out"]))
     print(path)
