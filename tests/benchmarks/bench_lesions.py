@@ -40,27 +40,30 @@ CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Marks on a volume's own grid, numbered from 1, and how much bone was looked at."""
+    """Marks on a volume's own grid, numbered from 1, how much bone was looked at, and how long it took."""
 
     instances: np.ndarray
     bone_litres: float
+    seconds: float
 
 
 Finder = Callable[[Volume], Found]
 
 
 def finder(bundle: LoadedBundle, kept: Path) -> Finder:
-    """What a bundle finds; under `kept` lies what it said of an image before."""
+    """What a bundle finds; what its weights said of an image before lies under `kept`."""
 
     def find(volume: Volume) -> Found:
-        name = hashlib.sha256(np.ascontiguousarray(volume.voxels).tobytes()).hexdigest()
-        path = kept / f"{bundle.files.name}_{name[:24]}.npz"
+        image = hashlib.sha256(np.ascontiguousarray(volume.voxels).tobytes()).hexdigest()
+        path = kept / f"{bundle.files.name}_{bundle.weights_sha256[:8]}_{image[:24]}.npz"
         if not path.exists():
+            start = time.perf_counter()
             found = segment_volume(volume, bundle)
+            seconds = round(time.perf_counter() - start, 1)
             litres = float((found.bone > 0).sum()) * float(np.prod(spacing_mm(volume.affine))) / 1e6
-            np.savez_compressed(path, instances=found.instances, litres=litres)
+            np.savez_compressed(path, instances=found.instances, litres=litres, seconds=seconds)
         with np.load(path) as saved:
-            return Found(saved["instances"], float(saved["litres"]))
+            return Found(saved["instances"], float(saved["litres"]), float(saved["seconds"]))
 
     return find
 
@@ -69,10 +72,11 @@ def both(first: Finder, second: Finder) -> Finder:
     """The first one's marks that share a voxel with one of the second's."""
 
     def find(volume: Volume) -> Found:
-        one, other = first(volume), second(volume).instances
-        agreed = np.unique(one.instances[other > 0])
+        one, other = first(volume), second(volume)
+        agreed = np.unique(one.instances[other.instances > 0])
         kept = np.where(np.isin(one.instances, agreed), one.instances, 0)
-        return Found(np.unique(kept, return_inverse=True)[1].reshape(kept.shape).astype(np.uint16), one.bone_litres)
+        numbered = np.unique(kept, return_inverse=True)[1].reshape(kept.shape).astype(np.uint16)
+        return Found(numbered, one.bone_litres, one.seconds + other.seconds)
 
     return find
 
@@ -105,13 +109,12 @@ def synthetic_block(volumes: dict[str, Volume], find: Finder, *, seed: int, say:
     """Sensitivity, false positives and Dice on cases grown in `volumes`, per CT and together."""
     rows = []
     for name, number, case, truth, parameters in held_out_cases(volumes, seed):
-        start = time.perf_counter()
-        found = find(case).instances
-        row = {"ct": name, "case": number, **judged(found, truth, parameters["lesions"])}
+        found = find(case)
+        row = {"ct": name, "case": number, **judged(found.instances, truth, parameters["lesions"])}
         change = changes(volumes[name].voxels, case.voxels, truth, spacing_mm(case.affine))
         for lesion, drawn in zip(row["lesions"], parameters["lesions"], strict=True):
             lesion["change"] = round(change[drawn["id"]], 2)
-        rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
+        rows.append(row | {"seconds": round(found.seconds, 1)})
         say(json.dumps({k: v for k, v in rows[-1].items() if k != "lesions"}))
     return {
         "iou": IOU,
@@ -238,6 +241,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results"))
     parser.add_argument("--bundle", default=DEFAULT_BUNDLE)
     parser.add_argument("--set", action="append", default=[], metavar="ID=VALUE", help="override a config entry")
+    parser.add_argument("--kept", type=Path, help="folder for what was found: a bench that was cut off goes on")
     parser.add_argument("--beside", metavar="BUNDLE", help="judge what this bundle marks as well, too")
     args = parser.parse_args()
     overrides = config_overrides(args.set)
@@ -245,13 +249,15 @@ def main() -> None:
     document = {**heading(bundle), "overrides": overrides}
     with tempfile.TemporaryDirectory() as work:
         volumes = held_out(args.shared, Path(work))
-        find = finder(bundle, Path(work))
+        kept = args.kept or Path(work)
+        kept.mkdir(parents=True, exist_ok=True)
+        find = finder(bundle, kept)
         document |= blocks(args.shared, volumes, find)
         if args.beside:
             other = load_bundle(find_bundle(args.beside, trust=True), overrides=config_overrides([]))
             seen = f"{other.files.name} {other.files.version}"
             document["marked_by_both"] = {"beside": seen} | blocks(
-                args.shared, volumes, both(find, finder(other, Path(work)))
+                args.shared, volumes, both(find, finder(other, kept))
             )
     if "operating_score" in json.loads((bundle.files.root / "configs" / "inference.json").read_text()):
         loose = load_bundle(bundle.files, overrides=overrides | {"operating_score": LOOSE_SCORE})
