@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import tarfile
 import tempfile
@@ -26,10 +27,11 @@ import numpy as np
 from lesion_rows import IOU, by_diameter, by_kind, by_visibility, changes, heading, judged, summary
 
 from volseg.evaluation.detection import DetectionCase, average_precision, froc, mean_average_precision
-from volseg.geometry import spacing_mm, voxel_to_ras_mm
+from volseg.geometry import spacing_mm, voxel_to_ras_mm, voxel_volume_mm3
 from volseg.inference.bundle import DEFAULT_BUNDLE, LoadedBundle, find_bundle, load_bundle
 from volseg.inference.segment import segment_volume
 from volseg.io import read_study
+from volseg.report.files import write_whole
 from volseg.synth import SynthOptions, grow_case, prepare
 from volseg.types import Volume
 
@@ -50,18 +52,22 @@ class Found:
 Finder = Callable[[Volume], Found]
 
 
-def finder(bundle: LoadedBundle, kept: Path) -> Finder:
-    """What a bundle finds; what its weights said of an image before lies under `kept`."""
+def finder(bundle: LoadedBundle, overrides: dict[str, Any], kept: Path) -> Finder:
+    """What a bundle finds. Under `kept` lies what the same weights, config and overrides said of an image before."""
+    config = (bundle.files.root / "configs" / "inference.json").read_text()
+    settings = json.dumps([bundle.weights_sha256, config, overrides], sort_keys=True).encode()
 
     def find(volume: Volume) -> Found:
-        image = hashlib.sha256(np.ascontiguousarray(volume.voxels).tobytes()).hexdigest()
-        path = kept / f"{bundle.files.name}_{bundle.weights_sha256[:8]}_{image[:24]}.npz"
+        asked = hashlib.sha256(settings + np.asarray(volume.affine).tobytes() + volume.voxels.tobytes()).hexdigest()
+        path = kept / f"{bundle.files.name}_{asked[:32]}.npz"
         if not path.exists():
             start = time.perf_counter()
             found = segment_volume(volume, bundle)
-            seconds = round(time.perf_counter() - start, 1)
-            litres = float((found.bone > 0).sum()) * float(np.prod(spacing_mm(volume.affine))) / 1e6
-            np.savez_compressed(path, instances=found.instances, litres=litres, seconds=seconds)
+            seconds = time.perf_counter() - start
+            litres = np.count_nonzero(found.bone) * voxel_volume_mm3(volume.affine) / 1e6
+            packed = io.BytesIO()
+            np.savez_compressed(packed, instances=found.instances, litres=litres, seconds=seconds)
+            write_whole(path, packed.getvalue())
         with np.load(path) as saved:
             return Found(saved["instances"], float(saved["litres"]), float(saved["seconds"]))
 
@@ -250,15 +256,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         volumes = held_out(args.shared, Path(work))
         kept = args.kept or Path(work)
-        kept.mkdir(parents=True, exist_ok=True)
-        find = finder(bundle, kept)
+        find = finder(bundle, overrides, kept)
         document |= blocks(args.shared, volumes, find)
         if args.beside:
-            other = load_bundle(find_bundle(args.beside, trust=True), overrides=config_overrides([]))
-            seen = f"{other.files.name} {other.files.version}"
-            document["marked_by_both"] = {"beside": seen} | blocks(
-                args.shared, volumes, both(find, finder(other, kept))
-            )
+            plain = config_overrides([])
+            other = load_bundle(find_bundle(args.beside, trust=True), overrides=plain)
+            agreed = blocks(args.shared, volumes, both(find, finder(other, plain, kept)))
+            document["marked_by_both"] = {"beside": f"{other.files.name} {other.files.version}"} | agreed
     if "operating_score" in json.loads((bundle.files.root / "configs" / "inference.json").read_text()):
         loose = load_bundle(bundle.files, overrides=overrides | {"operating_score": LOOSE_SCORE})
         document["synthetic_held_out_curves"] = detector_curves(volumes, loose, seed=SEED)
@@ -266,9 +270,10 @@ def main() -> None:
     of_bundle = "" if bundle.files.name == DEFAULT_BUNDLE else f"_{bundle.files.name}"
     path = args.out / f"{document['date']}_lesions{of_bundle}.json"
     path.write_text(json.dumps(document, indent=1))
-    for name, part in (("", document), ("both: ", document.get("marked_by_both", {}))):
-        for block in ("synthetic_held_out", "real_metastases_blds"):
-            print(name + block, json.dumps(part.get(block, {}).get("all")))
+    for block in ("synthetic_held_out", "real_metastases_blds"):
+        print(block, json.dumps(document[block]["all"]))
+        if args.beside:
+            print("marked by both:", json.dumps(document["marked_by_both"][block]["all"]))
     print("curves", json.dumps(document.get("synthetic_held_out_curves")))
     print("real_healthy_held_out", json.dumps(document["real_healthy_held_out"]))
     print(path)
