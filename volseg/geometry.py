@@ -6,6 +6,8 @@ are positive), NIfTI's convention. DICOM and ITK speak LPS.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -57,6 +59,22 @@ def shear(affine: ArrayLike) -> float:
     d = direction_cosines(affine)
     gram = np.abs(d.T @ d)
     return float(max(gram[0, 1], gram[0, 2], gram[1, 2]))
+
+
+def voxels_within(mm: float, affine: ArrayLike) -> NDArray[np.int64]:
+    """Voxels along each axis, shape (3,), beyond which nothing lies within `mm` of a voxel's center.
+
+    One index along axis i changes by at most |row i of the inverse| per mm, sheared grids included.
+    """
+    inverse = np.linalg.inv(np.asarray(affine, dtype=np.float64)[:3, :3])
+    return np.ceil(mm * np.linalg.norm(inverse, axis=1)).astype(np.int64)
+
+
+def widened(box: Iterable[slice], reach: Iterable[int], shape: Iterable[int]) -> tuple[slice, ...]:
+    """A box of voxels with `reach` more on both sides of every axis, cut at the volume's border."""
+    return tuple(
+        slice(max(0, int(s.start - r)), min(n, int(s.stop + r))) for s, r, n in zip(box, reach, shape, strict=True)
+    )
 
 
 def box_corners_ras_mm(box: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from volseg.errors import InputError
-from volseg.geometry import TOUCHING, voxel_to_ras_mm, voxel_volume_mm3
+from volseg.geometry import TOUCHING, voxel_to_ras_mm, voxel_volume_mm3, voxels_within, widened
 from volseg.labels import LesionKind
 from volseg.types import Lesion
 
@@ -90,12 +90,9 @@ def normal_marrow_hu(
     """
     normal = np.asarray(marrow, dtype=bool) & (instances == 0)
     affine = np.asarray(affine, dtype=np.float64)
-    # One voxel index along axis i changes by at most |row i of the inverse| per mm, sheared grids included.
-    reach = np.ceil(margin_mm * np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)).astype(int)
+    reach = voxels_within(margin_mm, affine)
     for id_, box in _boxes(instances):
-        wide = tuple(
-            slice(max(s.start - r, 0), min(s.stop + r, n)) for s, r, n in zip(box, reach, instances.shape, strict=True)
-        )
+        wide = widened(box, reach, instances.shape)
         near = np.argwhere(normal[wide])
         lesion = instances[wide] == id_
         rim = np.argwhere(lesion & ~ndimage.binary_erosion(lesion))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from volseg.evaluation.lesions import match_lesions
+from volseg.geometry import widened
 from volseg.inference.bundle import LoadedBundle
 
 IOU = 0.1
@@ -95,7 +96,7 @@ def changes(before: NDArray, after: NDArray, truth: NDArray, spacing: NDArray) -
     margin = np.ceil(3 / spacing).astype(int)
     for number, where in enumerate(ndimage.find_objects(truth), start=1):
         if where is not None:
-            box = tuple(slice(max(0, s.start - m), s.stop + m) for s, m in zip(where, margin, strict=True))
+            box = widened(where, margin, truth.shape)
             old, new = (ndimage.gaussian_filter(v[box].astype(np.float32), 1 / spacing) for v in (before, after))
             mask = truth[box] == number
             found[number] = float(np.abs(new - old)[mask].mean() / max(old[mask].std(), 1.0))

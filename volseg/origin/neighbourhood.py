@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial import SphericalVoronoi, cKDTree
 
-from volseg.geometry import Affine, shear, spacing_mm, voxel_to_ras_mm, voxel_volume_mm3
+from volseg.geometry import Affine, shear, spacing_mm, voxel_to_ras_mm, voxel_volume_mm3, voxels_within, widened
 
 # Nearer than this a voxel shares the lesion's partial volume; further than that it is another structure.
 RING_MM = (1.5, 6.0)
@@ -94,14 +94,11 @@ def neighbourhoods(
     if voxels_hu.shape != instances.shape:
         raise ValueError(f"CT {voxels_hu.shape} and instances {instances.shape}: not one grid")
     grid = np.asarray(affine, dtype=np.float64)
-    # One voxel index along axis i changes by at most |row i of the inverse| per mm, sheared grids included.
-    reach = np.ceil(ring_mm[1] * np.linalg.norm(np.linalg.inv(grid[:3, :3]), axis=1)).astype(int)
+    reach = voxels_within(ring_mm[1], grid)
     for id_, box in enumerate(ndimage.find_objects(instances), start=1):
         if box is None:
             continue
-        wide = tuple(
-            slice(max(s.start - r, 0), min(s.stop + r, n)) for s, r, n in zip(box, reach, instances.shape, strict=True)
-        )
+        wide = widened(box, reach, instances.shape)
         found = instances[wide]
         local = grid.copy()
         local[:3, 3] = voxel_to_ras_mm(grid, [s.start for s in wide])

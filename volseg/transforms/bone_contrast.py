@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from volseg.geometry import widened
 from volseg.transforms.bone_blocks import block_mean, block_step, stretch
 from volseg.transforms.bone_morphology import Mask, dilate, large_parts, with_seed
 
@@ -44,9 +45,7 @@ def _contrast(smooth: NDArray, solid: Mask, spacing: NDArray) -> Mask:
     reach = np.ceil(RING_MM / size).astype(int)
     out = np.zeros(smooth.shape, dtype=bool)
     for index, where in enumerate(ndimage.find_objects(labels), start=1):
-        around = tuple(
-            slice(max(0, w.start - r), min(n, w.stop + r)) for w, r, n in zip(where, reach, coarse.shape, strict=True)
-        )
+        around = widened(where, reach, coarse.shape)
         ceiling_hu = _ceiling_hu(coarse[around], labels[around] == index, size)
         if ceiling_hu is not None:
             seed = stretch(labels == index, step, smooth.shape)
