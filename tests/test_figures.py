@@ -1,0 +1,61 @@
+"""Law: the figures in README and model cards are those of the JSON named beside them, of the weights that ship."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TOP / "tests" / "benchmarks"))
+
+from lesion_tables import groups_line, healthy_line, real_rows, synthetic_rows  # noqa: E402
+
+SEGMAMBA, DETECTOR = "bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection"
+README = TOP / "README.md"
+
+
+def card(bundle: str) -> Path:
+    return TOP / "bundles" / bundle / "docs" / "README.md"
+
+
+def measured(text: str, ending: str) -> tuple[dict[str, Any], str]:
+    """The JSON that a 'Measured ...' line names, and the first digits of the weights' sha256 there."""
+    named = re.search(rf"`(tests/benchmarks/results/[\w-]*{ending}\.json)`, weights sha256 ([0-9a-f]+)\.\.\.", text)
+    assert named is not None, f"no line names its JSON (*{ending}.json) and weights"
+    return json.loads((TOP / named[1]).read_text()), named[2]
+
+
+def missing(text: str, lines: list[str]) -> list[str]:
+    return [line for line in lines if line not in text]
+
+
+@pytest.mark.parametrize("page", [README, card(SEGMAMBA)], ids=["README", "card"])
+def test_segmamba_s_figures_are_the_measured_ones(page: Path):
+    text = page.read_text()
+    document, _ = measured(text, "_lesions")
+    lines = [*synthetic_rows(document), groups_line(document), *real_rows(document), healthy_line(document)]
+    assert missing(text, lines) == []
+
+
+def test_the_detector_s_figures_are_the_measured_ones():
+    text = card(DETECTOR).read_text()
+    document, _ = measured(text, f"_lesions_{DETECTOR}")
+    beside, _ = measured(card(SEGMAMBA).read_text(), "_lesions")
+    lines = [*synthetic_rows(document, beside), healthy_line(document)]
+    assert missing(text, lines) == []
+
+
+@pytest.mark.parametrize(
+    ("bundle", "ending"), [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}")], ids=[SEGMAMBA, DETECTOR]
+)
+def test_what_was_measured_are_the_weights_that_ship(bundle: str, ending: str):
+    document, said = measured(card(bundle).read_text(), ending)
+    shipped = hashlib.sha256((TOP / "bundles" / bundle / "models" / "model.pt").read_bytes()).hexdigest()
+    assert document["weights_sha256"] == shipped
+    assert shipped.startswith(said)
