@@ -14,7 +14,7 @@ import pytest
 TOP = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP / "tests" / "benchmarks"))
 
-from lesion_tables import groups_line, healthy_line, real_rows, synthetic_rows  # noqa: E402
+from lesion_tables import both_line, groups_line, healthy_line, real_rows, synthetic_rows, visibility_line  # noqa: E402
 
 SEGMAMBA, DETECTOR = "bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection"
 README = TOP / "README.md"
@@ -40,6 +40,7 @@ def test_segmamba_s_figures_are_the_measured_ones(page: Path):
     text = page.read_text()
     document, _ = measured(text, "_lesions")
     lines = [*synthetic_rows(document), groups_line(document), *real_rows(document), healthy_line(document)]
+    lines += [visibility_line(document), both_line(document)]
     assert missing(text, lines) == []
 
 

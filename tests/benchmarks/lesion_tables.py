@@ -46,6 +46,27 @@ def groups_line(document: dict[str, Any]) -> str:
     )
 
 
+def visibility_line(document: dict[str, Any]) -> str:
+    """Hits by how plain a lesion is (`lesion_rows.changes`), in words."""
+    groups = document["synthetic_held_out"]["sensitivity_by_visibility"]
+    return (
+        "By how visible they are (mean change of HU against the deviation of the bone that was there, both smoothed "
+        f"by 1 mm): {_hits(groups, '; ')}."
+    )
+
+
+def both_line(document: dict[str, Any]) -> str:
+    """What `bench_lesions.py --beside` found that the second bundle marks as well, in words, from its name on."""
+    both = document["marked_by_both"]
+    synthetic, real = both["synthetic_held_out"]["all"], both["real_metastases_blds"]["all"]
+    return (
+        f"marks as well**: {_two(synthetic['sensitivity'])} at {_two(synthetic['false_positives_per_case'])} on the "
+        f"same cases; BLDS {real['hit_either']} of {real['boxes']}, {real['false_positive']} false; "
+        f"{both['real_healthy_held_out']['false_positive']} marks in the untouched CTs instead of "
+        f"{document['real_healthy_held_out']['false_positive']}."
+    )
+
+
 def real_rows(document: dict[str, Any]) -> list[str]:
     """The boxed real metastases of BLDS, patch by patch."""
     real = document["real_metastases_blds"]
@@ -70,8 +91,8 @@ def _by_ct(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "all", block["all"]
 
 
-def _hits(groups: dict[str, dict[str, Any]]) -> str:
-    return ", ".join(f"{name} {of['hit']} of {of['lesions']}" for name, of in groups.items())
+def _hits(groups: dict[str, dict[str, Any]], between: str = ", ") -> str:
+    return between.join(f"{name} {of['hit']} of {of['lesions']}" for name, of in groups.items())
 
 
 def _two(number: float) -> str:
@@ -87,7 +108,11 @@ def main() -> None:
     if not documents:
         sys.exit(__doc__)
     print("\n".join(synthetic_rows(*documents)), groups_line(documents[0]), sep="\n\n")
+    if "sensitivity_by_visibility" in documents[0]["synthetic_held_out"]:  # older JSONs lack it
+        print(visibility_line(documents[0]))
     print("", *real_rows(documents[0]), "", healthy_line(documents[0]), sep="\n")
+    if "marked_by_both" in documents[0]:
+        print("", both_line(documents[0]), sep="\n")
 
 
 if __name__ == "__main__":
