@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 import volseg.networks
@@ -75,6 +76,18 @@ def test_the_loss_reaches_every_parameter_and_stays_finite(network, size):
     network(torch.randn(1, IN_CHANNELS, *size)).square().mean().backward()
     for name, p in network.named_parameters():
         assert p.grad is not None and torch.isfinite(p.grad).all(), name
+
+
+def test_what_monais_loaders_hand_over_is_taken_in_training_too(network, size):
+    x = torch.randn(1, IN_CHANNELS, *size)
+    gradients = []
+    for given in (x, MetaTensor(x)):
+        network.zero_grad()
+        torch.manual_seed(0)
+        network(given).square().mean().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    for plain, meta in zip(*gradients, strict=True):
+        torch.testing.assert_close(torch.as_tensor(meta), plain)
 
 
 def test_memory_laid_out_channels_last_is_taken(network, size):

@@ -97,8 +97,8 @@ class _NormAct(torch.autograd.Function):
 
         (y, residual), form = ctx.saved_tensors, ctx.form
         dy = torch.empty_like(y)
-        dresidual = y.new_empty(0) if residual is None else torch.empty_like(residual)
-        other = y.new_empty(0) if residual is None else residual
+        dresidual = y.new_empty((0,)) if residual is None else torch.empty_like(residual)
+        other = y.new_empty((0,)) if residual is None else residual
         dout_, y_, other_, dy_, dother_ = (array(t.reshape(-1)) for t in (dout.contiguous(), y, other, dy, dresidual))
         n, moments = y[0, 0].numel(), ctx.moments
         run_tasks(
