@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from volseg.detection import AnchorGrid, MaskRCNN3D, MaskRCNNNetwork, targets_from_instances
 from volseg.detection.mask_rcnn import lesion_probability
@@ -44,6 +45,20 @@ def test_training_gives_six_finite_losses_that_reach_every_weight(matcher):
     sum(losses.values()).backward()
     without = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
+
+
+def test_what_monais_loaders_hand_over_is_the_same_as_plain_tensors():
+    torch.manual_seed(1)
+    image, labels = torch.randn(1, 32, 32, 32), labelled()
+    found = []
+    for wrap in (torch.as_tensor, MetaTensor):
+        detector = tiny()
+        torch.manual_seed(2)
+        losses = detector([wrap(image)], [targets_from_instances(wrap(labels))])
+        sum(losses.values()).backward()
+        detections = detector.eval()([wrap(image)])
+        found.append(([torch.as_tensor(p.grad) for p in detector.parameters()], torch.as_tensor(detections[0]["box"])))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("some", [(), (0,)], ids=["no image has a lesion", "one image has"])
