@@ -105,8 +105,19 @@ def write_ct_block(path: Path) -> tuple[int, ...]:
 
 @every_bundle
 def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_path):
+    same_from_elsewhere(bundle, tmp_path, LENIENT)
+
+
+def test_a_network_trained_on_the_scan_gives_one_mask_both_ways_too(bundle, tmp_path):
+    adapted = same_from_elsewhere(bundle, tmp_path / "with", LENIENT | {"adapt": True, "adapt_steps": 2})
+    as_shipped = same_from_elsewhere(bundle, tmp_path / "without", LENIENT)
+    assert not np.array_equal(adapted, as_shipped)
+
+
+def same_from_elsewhere(bundle: Path, tmp_path: Path, changes: dict) -> np.ndarray:
+    """The mask of `monai.bundle run` and of `volseg predict` with a config changed where it has these entries."""
     studies = tmp_path / "studies"
-    studies.mkdir()
+    studies.mkdir(parents=True)
     study = studies / ("block" if reads_mri(bundle) else "block.nii.gz")
     shape = write_mri_study(study, tmp_path / "truth.nii.gz", 5) if reads_mri(bundle) else write_ct_block(study)
     elsewhere = tmp_path / "elsewhere"
@@ -115,7 +126,7 @@ def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_p
     shutil.copytree(bundle, lenient)
     path = lenient / "configs" / "inference.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {key: value for key, value in LENIENT.items() if key in config}))
+    path.write_text(json.dumps(config | {key: value for key, value in changes.items() if key in config}))
     command = [
         sys.executable, "-m", "monai.bundle", "run",
         "--config_file", *_configs(lenient, "inference.json"), "--bundle_root", str(lenient),
@@ -131,6 +142,7 @@ def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_p
     assert np.allclose(theirs.affine, ours.affine, atol=1e-5)
     assert np.array_equal(np.asarray(theirs.dataobj), np.asarray(ours.dataobj))
     assert np.asarray(ours.dataobj).any(), "an empty mask would prove nothing"
+    return np.asarray(ours.dataobj)
 
 
 @every_bundle

@@ -22,7 +22,7 @@ Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not 
 
 
 def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
-    from volseg.inference.bundle import find_bundle, load_bundle
+    from volseg.inference.bundle import can_adapt, find_bundle, load_bundle
     from volseg.inference.reads import MR, modality_of
 
     overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
@@ -33,6 +33,8 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     if (precision := asked_precision(args)) is not None:
         overrides["inferer#precision"] = precision
     files = find_bundle(bundle, trust=args.trust_bundle)
+    if getattr(args, "adapt", False) and can_adapt(files):
+        overrides["adapt"] = True
     if modality_of(files.metadata) == MR:
         asked = (getattr(args, "reference", None) or "").lower()
         overrides["reference"] = next((channel for channel in MRI_CHANNELS if channel.lower() == asked), None)

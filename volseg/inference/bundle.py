@@ -40,13 +40,18 @@ class BundleFiles:
 
 @dataclass(frozen=True, eq=False)
 class LoadedBundle:
-    """A bundle ready to work: its own preprocessing (without the loader), inferer, network and postprocessing."""
+    """A bundle ready to work: its own preprocessing (without the loader), inferer, network and postprocessing.
+
+    `search` is what to call: the config's entry of that name, which may train the network on the scan before it hands
+    over to `inferer`, or `inferer` itself.
+    """
 
     files: BundleFiles
     weights_sha256: str
     device: torch.device
     preprocessing: Compose
     inferer: Inferer
+    search: Inferer
     network: nn.Module
     postprocessing: Compose
 
@@ -89,6 +94,11 @@ def find_bundle(name_or_path: str | Path, *, trust: bool = False) -> BundleFiles
     return BundleFiles(root=root, name=root.name, version=str(metadata.get("version", "")), metadata=metadata)
 
 
+def can_adapt(files: BundleFiles) -> bool:
+    """Whether the bundle's inference.json has the switch `adapt`: training on the scan that is searched."""
+    return "adapt" in ConfigParser.load_config_file(str(files.root / "configs" / "inference.json"))
+
+
 def load_bundle(
     files: BundleFiles, *, device: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> LoadedBundle:
@@ -124,6 +134,7 @@ def load_bundle(
         device=target,
         preprocessing=parser.get_parsed_content("preprocessing"),
         inferer=parser.get_parsed_content("inferer"),
+        search=parser.get_parsed_content("search" if "search" in parser else "inferer"),
         network=network.to(target).eval(),
         postprocessing=parser.get_parsed_content("postprocessing"),
     )

@@ -68,7 +68,8 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     with torch.inference_mode():
         image = data["image"].to(bundle.device)[None]
         occupancy = None if bone is None else bone.to(bundle.device)[None]
-        logits = bundle.inferer(image, bundle.network, occupancy=occupancy)
+        extra = {"hu": data.pop("hu")[None]} if "hu" in data else {}
+        logits = bundle.search(image, bundle.network, occupancy=occupancy, **extra)
     data["pred"] = MetaTensor(logits[0], meta=data["image"].meta)
     data["image"] = data["image"].cpu()
     del logits, image
@@ -89,6 +90,8 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
             f"{name} {array.shape} is not on the source grid {volume.voxels.shape}"
         )
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
+    if said := getattr(bundle.search, "note", ""):
+        notes += (said,)
     for key, why in WHY_LEFT_OUT.items():
         if count := data.get(key):
             notes += (f"taken for anatomy and left out, for {why}: {count} mark{'s' if count > 1 else ''}",)

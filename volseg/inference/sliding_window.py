@@ -250,8 +250,10 @@ def with_occupancy(
     mask_key: str = "bone",
     **_: Any,
 ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Any]]:
-    """`prepare_batch` for MONAI's evaluator: image, label (or None), and the bone mask as the inferer's `occupancy`."""
+    """`prepare_batch` for MONAI's evaluator: image, label (or None); the inferer gets the bone mask as `occupancy`, and
+    the image in Hounsfield units as `hu` if it was kept under that name."""
     image = batchdata["image"].to(device, non_blocking=non_blocking)
     label = batchdata.get("label")
     label = label.to(device, non_blocking=non_blocking) if label is not None else None
-    return image, label, (), {"occupancy": batchdata[mask_key]} if mask_key in batchdata else {}
+    given = {"occupancy": mask_key, "hu": "hu"}
+    return image, label, (), {name: batchdata[key] for name, key in given.items() if key in batchdata}

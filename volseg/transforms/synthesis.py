@@ -53,13 +53,14 @@ def grow_lesions(
     kinds: Mapping[str, float] = KIND_WEIGHTS,
     distractors: int = 0,
     diameters_mm: tuple[float, float] | None = None,
+    warn: bool = True,
 ) -> Grown:
     """Grow `n` lesions and `distractors` benign look-alikes in the bone of a CT in HU.
 
     `bone` is found by `volseg.transforms.bone.bone_mask` unless given; `scanner` is measured unless given (give it for
     cuts of one CT: it costs a second). `kinds` weighs lytic, sclerotic and mixed; `diameters_mm` narrows the sizes to a
-    log-uniform range. Where bone runs out of room fewer are grown and a warning is logged: ids are 1..len(lesions).
-    The voxels keep their type. Raises InputError where there is no bone.
+    log-uniform range. Where bone runs out of room fewer are grown and, with `warn`, a warning is logged: ids are
+    1..len(lesions). The voxels keep their type. Raises InputError where there is no bone.
     """
     if bone is None:
         bone = bone_mask(volume.voxels, volume.affine)
@@ -72,7 +73,7 @@ def grow_lesions(
         grown = canvas.grow(kind, PAINTERS[kind], size, "marrow", canvas.instances, len(lesions) + 1, rng)
         lesions += [grown] if grown else []
     benign = grow_distractors(canvas, distractors, rng)
-    if len(lesions) < n:
+    if warn and len(lesions) < n:
         log.warning("grew %d of %d lesions: no room left in %.0f ml of bone", len(lesions), n, canvas.bone_ml)
     return Grown(
         volume=replace(volume, voxels=canvas.voxels),

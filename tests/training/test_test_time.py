@@ -1,0 +1,152 @@
+"""Test-time training: halves interlock, suspects stay whole, nothing outside the copies changes, anatomy is learnt."""
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SimpleInferer
+from torch import nn
+
+from volseg.networks import SegMamba
+from volseg.phantoms import ct_phantom
+from volseg.training.lesion_loss import LesionBalancedDiceCELoss
+from volseg.training.own_body import first_half, grown_cases, only_where
+from volseg.training.test_time import AdaptingInferer
+from volseg.transforms.bone_context import BoneContextd
+from volseg.transforms.ct import BoneMaskd, RasIsotropicd
+from volseg.transforms.metatensor import to_metatensor
+
+
+class Look(SimpleInferer):
+    """Takes and forgets the occupancy, as the sliding window does."""
+
+    def __call__(self, inputs, network, *args, occupancy=None, **kwargs):
+        assert "hu" not in kwargs
+        return super().__call__(inputs, network, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def scan():
+    """A phantom's middle on a 2 mm grid: image (1, 3, 48, 32, 48), bone and HU (1, 1, 48, 32, 48)."""
+    volume = ct_phantom(np.random.default_rng(3), region="abdomen").volume
+    data = RasIsotropicd("image", spacing_mm=2.0, antialias=True)({"image": to_metatensor(volume)})
+    data = BoneMaskd()(data)
+    middle = np.argwhere(data["bone"][0].numpy() > 0).mean(axis=0).astype(int)
+    cut = tuple(
+        slice(max(0, min(int(c) - n // 2, size - n)), max(0, min(int(c) - n // 2, size - n)) + n)
+        for c, n, size in zip(middle, (48, 32, 48), data["image"].shape[1:], strict=True)
+    )
+    data = {key: value[(slice(None), *cut)] for key, value in data.items()}
+    hu = data["image"].as_tensor().clone()[None]
+    image = BoneContextd()(data)["image"].as_tensor()[None]
+    return image, data["bone"].as_tensor()[None], hu
+
+
+def tiny(suspicious: bool = False) -> nn.Module:
+    """Random weights that suspect nothing at first sight, or everything."""
+    torch.manual_seed(0)
+    network = SegMamba(3, 2, (1, 1, 1, 1), (4, 8, 8, 8), 8).eval()
+    with torch.no_grad():
+        network.out.conv.conv.bias.copy_(torch.tensor([-2.0, 2.0] if suspicious else [2.0, -2.0]))
+    return network
+
+
+def test_mirrored_places_and_neighbouring_slabs_lie_in_different_halves():
+    bone = np.zeros((41, 30, 60), bool)
+    bone[5:36] = True
+    half = first_half(bone, np.zeros_like(bone), 2.0)
+    assert (half[:20] != half[:20:-1]).all()
+    assert (half[..., :16] != half[..., 16:32]).all() and (half[..., :16] == half[..., 32:48]).all()
+
+
+def test_what_is_suspected_is_never_cut():
+    bone = np.ones((40, 40, 64), bool)
+    suspected = np.zeros_like(bone)
+    suspected[16:25, 10:14, 12:20] = True  # across the middle and a slab's border
+    suspected[30:33, 20, 31:33] = True
+    half = first_half(bone, suspected, 2.0)
+    for piece in (np.s_[16:25, 10:14, 12:20], np.s_[30:33, 20, 31:33]):
+        assert len(np.unique(half[piece])) == 1
+    assert len(np.unique(half[14:27, 8:16, 10:22])) == 1, "nor is its rim"
+    assert half.any() and not half.all()
+
+
+def test_the_loss_sees_nothing_outside():
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 2, 8, 8, 8, requires_grad=True), (torch.rand(2, 1, 8, 8, 8) > 0.7).float()
+    counts = torch.rand(2, 1, 8, 8, 8) > 0.5
+    loss = LesionBalancedDiceCELoss(2.0)
+    value = loss(*only_where(counts, logits, label))
+    value.backward()
+    assert (logits.grad[(~counts).expand_as(logits)] == 0).all() and (logits.grad[counts.expand_as(logits)] != 0).any()
+    other = torch.where(counts, logits, -3 * logits)
+    assert torch.equal(loss(*only_where(counts, other, torch.where(counts, label, 1 - label))), value)
+
+
+def test_cases_are_the_scan_with_lesions_in_its_bone(scan):
+    _, bone, hu = (t[0, 0].numpy() for t in scan)
+    cases = grown_cases(hu, bone, 2.0, seed=1)
+    again = grown_cases(hu, bone, 2.0, seed=1)
+    assert 5 <= len(cases) <= 20 and any(case["label"].any() for case in cases)
+    for case, same in zip(cases, again, strict=True):
+        assert torch.equal(case["image"].as_tensor(), same["image"].as_tensor())
+        label, image = np.asarray(case["label"][0]) > 0, np.asarray(case["image"][0])
+        assert image.dtype == np.int16
+        far = np.abs(image - hu) < 1
+        assert far.mean() > 0.5, "most of the body stays as it is"
+        assert (bone[label] > 0).mean() > 0.5 if label.any() else True
+
+
+def test_no_steps_and_no_bone_leave_it_to_the_inferer(scan):
+    image, bone, hu = scan
+    network = tiny()
+    own = network(image)
+    assert torch.equal(AdaptingInferer(Look(), steps=0)(image, network, occupancy=bone, hu=hu), own)
+    adapting = AdaptingInferer(Look(), steps=2)
+    assert torch.equal(adapting(image, network, occupancy=torch.zeros_like(bone), hu=hu), own)
+    assert torch.equal(adapting(image, network), own)
+    with pytest.raises(ValueError, match="negative"):
+        AdaptingInferer(Look(), steps=-1)
+    with pytest.raises(TypeError, match="Module"):
+        adapting(image, lambda x: network(x), occupancy=bone, hu=hu)
+
+
+def test_the_network_and_chance_outside_stay_as_they_were(scan):
+    image, bone, hu = scan
+    network = tiny()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    chance, numpy_chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    adapting = AdaptingInferer(Look(), steps=3, batch_size=1, learning_rate=1e-2)
+    with torch.inference_mode():
+        first = adapting(image, network, occupancy=bone, hu=hu)
+        assert torch.equal(torch.get_rng_state(), chance)
+        assert (np.random.get_state()[1] == numpy_chance).all()  # noqa: NPY002
+        torch.rand(7)
+        second = adapting(image, network, occupancy=bone, hu=hu)
+        own = network(image)
+    assert torch.equal(first, second), "the same scan gives the same answer"
+    assert not torch.allclose(first.softmax(1), own.softmax(1), atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not network.training and first.shape == own.shape
+
+
+def test_where_everything_is_suspected_nothing_is_unlearnt(scan):
+    image, bone, hu = scan
+    network = tiny(suspicious=True)
+    with torch.inference_mode():
+        found = AdaptingInferer(Look(), steps=3, batch_size=1)(image, network, occupancy=bone, hu=hu)
+        torch.testing.assert_close(found.softmax(1), network(image).softmax(1), atol=1e-4, rtol=0)
+
+
+def test_healthy_bone_becomes_less_suspicious_in_the_half_not_learnt_too(scan):
+    image, bone, hu = scan
+    network = tiny(suspicious=True)
+    half = first_half(bone[0, 0].numpy() > 0, np.zeros(bone.shape[2:], bool), 2.0)
+    copies = AdaptingInferer(Look(), steps=25, batch_size=1, learning_rate=5e-3).trained_copies(
+        hu[0, 0].numpy(), bone[0, 0].numpy(), half, network
+    )
+    inside = bone[0, 0] > 0
+    with torch.inference_mode():
+        before = network(image).softmax(1)[0, 1]
+        for copy, searched in zip(copies, (half, ~half), strict=True):
+            where = inside & torch.from_numpy(searched)
+            assert copy(image).softmax(1)[0, 1][where].mean() < 0.8 * before[where].mean()
