@@ -64,6 +64,7 @@ def test_two_inputs_of_one_name_do_not_collide(ct, bright_bundle, tmp_path):
         (["predict", "nowhere.nii.gz", "-o", "out"], 1, "nowhere"),
         (["predict", ".", "-o", "inside/out"], 2, "output-inside-input"),
         (["predict", "a", "b", "-o", "out", "--name", "x"], 2, "name-for-many"),
+        (["predict", "a", "-o", "out", "--adapt", "--bundle", "spine_mri_unet_segmentation"], 2, "adapt-unknown"),
         (["info", "nowhere.nii.gz"], 1, "nowhere"),
     ],
 )

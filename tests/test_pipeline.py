@@ -145,3 +145,12 @@ def test_marks_left_out_for_their_twins_are_said(bright_bundle, bone_block, monk
     result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
     assert len(result.lesions) == 0
     assert any("twin on the other side of the body: 1" in warning for warning in result.warnings)
+
+
+def test_a_network_that_was_trained_on_the_scan_says_so_and_still_finds_the_lesion(bright_bundle, bone_block):
+    hu, affine, lesion = bone_block
+    asked = {"inferer#progress": False, "adapt": True, "adapt_steps": 2}
+    bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides=asked)
+    result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
+    assert any("trained on this scan itself: 2 x 2 steps" in warning for warning in result.warnings)
+    assert (result.instances[lesion] > 0).mean() > 0.5
