@@ -44,6 +44,15 @@ def test_segmamba_s_figures_are_the_measured_ones(page: Path):
     assert missing(text, lines) == []
 
 
+def test_figures_after_training_on_the_scan_are_the_measured_ones():
+    text = card(SEGMAMBA).read_text()
+    document, said = measured(text, "_lesions_adapted")
+    as_shipped, digits = measured(text, "_lesions")
+    assert document["overrides"]["adapt"] is True and said == digits
+    lines = [*synthetic_rows(document, as_shipped), groups_line(document), visibility_line(document)]
+    assert missing(text, [*lines, *real_rows(document), healthy_line(document)]) == []
+
+
 def test_the_detector_s_figures_are_the_measured_ones():
     text = card(DETECTOR).read_text()
     document, _ = measured(text, f"_lesions_{DETECTOR}")

@@ -5,7 +5,8 @@
 Grows 24 cases in three CTs that training never saw (fixed seed), runs the bundle exactly as `volseg predict` does, and
 counts lesions at IoU >= 0.1; then the three real patches with boxed metastases (BLDS) and the same three CTs untouched.
 Synthetic and real figures stand in separate blocks. With `--beside` a second bundle looks at the same images, and what
-both mark is judged as well. Writes one JSON with date and machine.
+both mark is judged as well; with `--set adapt=true` a network that can be trained on each scan before it is searched
+(minutes a case). Writes one JSON with date and machine.
 """
 
 from __future__ import annotations
@@ -268,7 +269,8 @@ def main() -> None:
         document["synthetic_held_out_curves"] = detector_curves(volumes, loose, seed=SEED)
     args.out.mkdir(parents=True, exist_ok=True)
     of_bundle = "" if bundle.files.name == DEFAULT_BUNDLE else f"_{bundle.files.name}"
-    path = args.out / f"{document['date']}_lesions{of_bundle}.json"
+    adapted = "_adapted" if overrides.get("adapt") else ""
+    path = args.out / f"{document['date']}_lesions{of_bundle}{adapted}.json"
     path.write_text(json.dumps(document, indent=1))
     for block in ("synthetic_held_out", "real_metastases_blds"):
         print(block, json.dumps(document[block]["all"]))
