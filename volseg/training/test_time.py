@@ -2,7 +2,7 @@
 
 Enters: a preprocessed image, its HU and bone mask, a trained network. Leaves: logits, as of any inferer. Synthetic
 lesions are grown in the patient's own bone, everything else counts as healthy, and a copy of the network is trained on
-that for a minute: joints, cartilage and loose marrow that look like lesions in a body never seen stop to do so.
+that for some minutes: joints, cartilage and loose marrow that looked like lesions in a body never seen no longer do.
 
 Whatever is marked must not have been learnt as healthy, or metastases would be unlearnt with the anatomy. So the body
 is cut into two halves (`first_half`), and each half is searched by a copy that was trained in the other one alone. They
