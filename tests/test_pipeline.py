@@ -153,4 +153,5 @@ def test_a_network_that_was_trained_on_the_scan_says_so_and_still_finds_the_lesi
     bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides=asked)
     result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
     assert any("trained on this scan itself: 2 x 2 steps" in warning for warning in result.warnings)
+    assert result.provenance.settings == {"adapt": True, "adapt_steps": 2}
     assert (result.instances[lesion] > 0).mean() > 0.5

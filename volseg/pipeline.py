@@ -241,6 +241,7 @@ def _provenance(bundle: LoadedBundle) -> Provenance:
         monai_version=monai.__version__,
         device=_device_name(bundle.device),
         precision=getattr(bundle.inferer, "precision", "float32"),
+        settings=bundle.settings,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,8 @@ class Provenance:
     monai_version: str
     device: str
     precision: str
+    # Entries of the bundle's config that were set to something else, by id: {"adapt": True}, {"inferer#overlap": 0.25}.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

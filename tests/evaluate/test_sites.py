@@ -99,6 +99,27 @@ def test_other_weights_at_the_test_site_are_refused(cohort, tmp_path):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
 
 
+def set_in_results(cohort, patients, settings):
+    for n in patients:
+        path = cohort / f"pred/p{n}/result.json"
+        document = json.loads(path.read_text())
+        document["provenance"]["settings"] = settings
+        path.write_text(json.dumps(document))
+
+
+def test_settings_are_frozen_with_the_weights(cohort, tmp_path):
+    set_in_results(cohort, range(12), {"adapt": True})
+    page = validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+    assert json.loads((tmp_path / "out/frozen.json").read_text())["settings"] == {"adapt": True}
+    assert "setting adapt" in page.read_text()
+    set_in_results(cohort, range(6, 12), {"adapt": True, "adapt_steps": 2})
+    with pytest.raises(InputError, match=r"settings-differ.*site A"):
+        validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+    set_in_results(cohort, [2], {})
+    with pytest.raises(InputError, match=r"settings-differ.*adapt"):
+        validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+
+
 def test_a_site_that_knows_one_answer_gets_no_rule_for_it(cohort):
     path = cohort / "patients.csv"
     path.write_text(path.read_text().replace("other", "lung"))
@@ -116,6 +137,7 @@ def test_a_site_that_knows_one_answer_gets_no_rule_for_it(cohort):
         ([], 2, "sites-missing"),
         (["--train-site", "B", "--test-site", "B", "--pred", "pred"], 2, "one-site"),
         (["--train-site", "B", "--test-site", "C", "--pred", "pred"], 1, "site-empty"),
+        (["--train-site=B", "--test-site=A", "--adapt", "--bundle=bone_ct_mask_rcnn_detection"], 2, "adapt-unknown"),
     ],
 )
 def test_wrong_requests_get_one_line(cohort, arguments, code, word, capsys):

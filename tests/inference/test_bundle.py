@@ -29,9 +29,15 @@ def test_loading_drops_loader_and_saver_and_applies_overrides(bright_bundle):
     bundle = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides={"inferer#overlap": 0.25})
     names = [type(t).__name__ for t in (*bundle.preprocessing.transforms, *bundle.postprocessing.transforms)]
     assert not [n for n in names if n.startswith(("Load", "Save"))]
-    assert bundle.inferer.overlap == 0.25
+    assert bundle.inferer.overlap == 0.25 and bundle.settings == {"inferer#overlap": 0.25}
     assert not bundle.network.training
     assert len(bundle.weights_sha256) == 64
+
+
+def test_settings_are_what_differs_from_the_config_and_changes_the_result(bright_bundle):
+    as_it_is = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu").inferer.overlap
+    asked = {"inferer#overlap": as_it_is, "inferer#progress": False}
+    assert load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides=asked).settings == {}
 
 
 def test_missing_weights_are_named(bright_bundle):

@@ -12,7 +12,9 @@ from volseg.cli.reading import checked_modality, read_for
 from volseg.cli.shared import (
     FORMATTER,
     Commands,
+    add_adapt,
     already_done,
+    check_adapt,
     check_output,
     fraction,
     load,
@@ -59,11 +61,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--precision", choices=("auto", "float32", "bfloat16"), default=None,
         help="auto: bfloat16 where the processor has it (default: what the bundle says)",
     )  # fmt: skip
-    predict.add_argument(
-        "--adapt", action="store_true",
-        help="train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
-        "some minutes more, fewer false marks; of the shipped bundles the bone CT SegMamba can",
-    )  # fmt: skip
+    add_adapt(predict)
     predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     predict.add_argument("--overwrite", action="store_true", help="replace results that are already there")
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -113,12 +111,11 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _asked_bundles(args: argparse.Namespace) -> list[str]:
     """The bundles in the order asked for, each once; those of a trusted folder by their path."""
-    from volseg.inference.bundle import DEFAULT_BUNDLE, can_adapt, find_bundle
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle
 
     bundles = list(dict.fromkeys(args.bundle or [DEFAULT_BUNDLE]))
     files = [find_bundle(bundle, trust=args.trust_bundle) for bundle in bundles]
-    if args.adapt and not any(can_adapt(one) for one in files):
-        raise UsageError("adapt-unknown", f"{', '.join(one.name for one in files)} cannot adapt; leave --adapt out")
+    check_adapt(args, files)
     if len(bundles) > 1:
         roots = [one.root for one in files]
         if len({root.name for root in roots}) < len(roots):

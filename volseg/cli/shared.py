@@ -14,7 +14,7 @@ from volseg.errors import UsageError, VolsegError
 from volseg.labels import MRI_CHANNELS
 
 if TYPE_CHECKING:
-    from volseg.inference.bundle import LoadedBundle
+    from volseg.inference.bundle import BundleFiles, LoadedBundle
 
 log = logging.getLogger(__name__)
 FORMATTER = argparse.RawDescriptionHelpFormatter
@@ -40,6 +40,22 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
         overrides["reference"] = next((channel for channel in MRI_CHANNELS if channel.lower() == asked), None)
         overrides["register"] = getattr(args, "register", False)
     return load_bundle(files, device=args.device, overrides=overrides)
+
+
+def add_adapt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapt", action="store_true",
+        help="train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
+        "some minutes more, fewer false marks; of the shipped bundles the bone CT SegMamba can",
+    )  # fmt: skip
+
+
+def check_adapt(args: argparse.Namespace, bundles: Sequence[BundleFiles]) -> None:
+    """--adapt asks for at least one bundle that can."""
+    from volseg.inference.bundle import can_adapt
+
+    if args.adapt and not any(can_adapt(one) for one in bundles):
+        raise UsageError("adapt-unknown", f"{', '.join(one.name for one in bundles)} cannot adapt; leave --adapt out")
 
 
 def asked_precision(args: argparse.Namespace) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volseg.cli.evaluate import evaluate_options, figures_parser
-from volseg.cli.shared import FORMATTER, Commands, load, not_negative
+from volseg.cli.shared import FORMATTER, Commands, add_adapt, check_adapt, load, not_negative
 from volseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
                           help="predictions that exist (default: OUT/predictions, made with --bundle)")  # fmt: skip
     validate.add_argument("--bundle", help="bundle name or folder (default: the bone CT SegMamba)")
     validate.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
+    add_adapt(validate)
     validate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     validate.add_argument("--false-positives", type=not_negative, default=2.0, metavar="N",
                           help="per volume, at which the lesion score is frozen (default: 2)")  # fmt: skip
@@ -50,10 +51,11 @@ def _validate(args: argparse.Namespace) -> int:
         return 0
     if not (args.train_site and args.test_site):
         raise UsageError("sites-missing", "name both --train-site and --test-site (or --check to check files only)")
+    predict = None if args.pred else _predict_into(args)
     page = validate_sites(
         args.data, args.out,
         ValidateOptions(args.train_site, args.test_site, args.false_positives, evaluate_options(args)),
-        predictions=args.pred, predict=None if args.pred else _predict_into(args), patients_csv=args.patients,
+        predictions=args.pred, predict=predict, patients_csv=args.patients,
         progress=progress, say=print,
     )  # fmt: skip
     print(f"report in {page}")
@@ -62,17 +64,19 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _predict_into(args: argparse.Namespace) -> Any:
     """(case, folder) -> the result of one image there; the bundle is loaded for the first."""
-    from volseg.inference.bundle import DEFAULT_BUNDLE
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle
     from volseg.inference.reads import MR, modality_of
     from volseg.io import read_study
     from volseg.io.mri_study import read_mri_study
     from volseg.pipeline import OutputOptions, analyse_study, write_results
 
+    bundle = args.bundle or DEFAULT_BUNDLE
+    check_adapt(args, [find_bundle(bundle, trust=args.trust_bundle)])
     loaded: list[LoadedBundle] = []
 
     def predict(case: Any, folder: Path) -> None:
         if not loaded:
-            loaded.append(load(args.bundle or DEFAULT_BUNDLE, args))
+            loaded.append(load(bundle, args))
         read = read_mri_study if modality_of(loaded[0].files.metadata) == MR else read_study
         study = read(case.image, name=case.name)
         write_results(analyse_study(study, loaded[0]), folder, OutputOptions())

@@ -120,5 +120,6 @@ def _model(pairs: Sequence[Pair]) -> str:
             made_by = read_result(pair.result).get("provenance", {})
             name = " ".join(str(made_by[key]) for key in ("bundle", "bundle_version") if made_by.get(key))
             weights = str(made_by.get("weights_sha256", ""))[:12] or "not recorded"
-            found.add(f"{name or 'bundle not recorded'}, weights {weights}")
+            changed = "".join(f", {entry} {value}" for entry, value in made_by.get("settings", {}).items())
+            found.add(f"{name or 'bundle not recorded'}, weights {weights}{changed}")
     return f"{'; '.join(sorted(found))} (model card in the bundle's docs/)." if found else ""

@@ -46,12 +46,13 @@ class SiteResults:
 
 
 def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]:
-    """Everything that may not change before the test: weights, operating score, a threshold for every question.
+    """Everything that may not change before the test: weights, settings, operating score, every question's threshold.
 
     The origin threshold is the one the results carry (frozen with the bundle); any other is Youden's at this site. A
     question of which the site knows only one answer gets no rule.
     """
-    weights = weights_of(fitted.pairs)
+    made = made_with(fitted.pairs)
+    weights = made["weights_sha256"]
     curve = froc([case.detection() for case in fitted.cases], iou=options.evaluate.iou)
     rules: dict[str, Any] = {}
     for (question, level), rows in fitted.answers.items():
@@ -73,7 +74,7 @@ def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]
     frozen = {
         "train_site": options.train_site,
         "test_site": options.test_site,
-        "weights_sha256": weights,
+        **made,
         "operating_score": curve.threshold_for(options.false_positives),
         "operating_score_chosen_by": f"at most {options.false_positives:g} false positives per volume, "
         f"IoU >= {options.evaluate.iou:g}, at site {options.train_site}",
@@ -83,17 +84,27 @@ def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]
     return frozen | {"sha256": sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()}
 
 
-def weights_of(pairs: Sequence[Pair]) -> str:
-    """The one sha256 of weights that all results carry; "" for masks without results."""
-    found = set()
-    for pair in pairs:
-        if pair.result is not None:
-            found.add(str(read_result(pair.result).get("provenance", {}).get("weights_sha256", "")))
-    if len(found) > 1:
+def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The one sha256 of weights and the settings that all results carry; "" and {} for masks without results.
+
+    Raises InputError("weights-differ" or "settings-differ") where they are not the same throughout.
+    """
+    made_by = [read_result(pair.result).get("provenance", {}) for pair in pairs if pair.result is not None]
+    weights = {str(one.get("weights_sha256", "")) for one in made_by}
+    if len(weights) > 1:
         raise InputError(
-            "weights-differ", f"the results come from {len(found)} different weights; predict all with one"
+            "weights-differ", f"the results come from {len(weights)} different weights; predict all with one"
         )
-    return found.pop() if found else ""
+    # As text, for settings are no keys: results of before they were recorded have none.
+    settings = {json.dumps(one.get("settings", {}), sort_keys=True) for one in made_by}
+    if len(settings) > 1:
+        raise InputError(
+            "settings-differ", f"the results were made with different settings ({'; '.join(sorted(settings))})"
+        )
+    return {
+        "weights_sha256": weights.pop() if weights else "",
+        "settings": json.loads(settings.pop()) if settings else {},
+    }
 
 
 def write_frozen(out: Path, frozen: Mapping[str, Any]) -> None:
@@ -120,6 +131,7 @@ def write_tested(out: Path, frozen: Mapping[str, Any]) -> None:
 def frozen_table(frozen: Mapping[str, Any]) -> Table:
     """What `freeze_rule` chose, and how."""
     rows = [("weights (sha256)", frozen["weights_sha256"] or "not recorded", "")]
+    rows += [(f"setting {entry}", str(value), "asked for") for entry, value in frozen["settings"].items()]
     score = frozen["operating_score"]
     rows.append(("lesion score", number(np.inf if score is None else score), frozen["operating_score_chosen_by"]))
     rows += [(name, number(rule["threshold"]), rule["chosen_by"]) for name, rule in frozen["rules"].items()]

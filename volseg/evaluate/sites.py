@@ -21,7 +21,7 @@ from volseg.evaluate.freeze import (
     SiteResults,
     ValidateOptions,
     freeze_rule,
-    weights_of,
+    made_with,
     write_frozen,
     write_tested,
 )
@@ -78,10 +78,12 @@ def validate_sites(
 
     say(f"site {options.test_site}: {len(test)} volumes, to test it on, once")
     tested = _results(test, cohort, folder, out, options, predict, progress)
-    if tested.pairs and weights_of(tested.pairs) != frozen["weights_sha256"]:
-        raise InputError(
-            "weights-differ", f"site {options.test_site} was predicted with other weights than were frozen"
-        )
+    for name, value in made_with(tested.pairs).items() if tested.pairs else ():
+        if value != frozen[name]:
+            what = name.removesuffix("_sha256")
+            raise InputError(
+                f"{what}-differ", f"site {options.test_site} was predicted with other {what} than were frozen"
+            )
     write_tested(out, frozen)
     return site_report(out, cohort, options, fitted, tested, frozen, say)
 

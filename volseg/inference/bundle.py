@@ -22,6 +22,8 @@ from volseg.errors import InputError, UsageError
 _PACKAGE = Path(__file__).resolve().parents[1]
 BUNDLE_FOLDERS = (_PACKAGE.parent / "bundles", _PACKAGE / "_bundles")
 DEFAULT_BUNDLE = "bone_ct_segmamba_segmentation"
+# Says how a run is watched, not what it finds.
+PROGRESS = "inferer#progress"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class LoadedBundle:
     """A bundle ready to work: its own preprocessing (without the loader), inferer, network and postprocessing.
 
     `search` is what to call: the config's entry of that name, which may train the network on the scan before it hands
-    over to `inferer`, or `inferer` itself.
+    over to `inferer`, or `inferer` itself. `settings` are the entries of the config that were set to something else.
     """
 
     files: BundleFiles
@@ -54,6 +56,7 @@ class LoadedBundle:
     search: Inferer
     network: nn.Module
     postprocessing: Compose
+    settings: Mapping[str, Any]
 
 
 def shipped_bundles() -> dict[str, Path]:
@@ -116,7 +119,8 @@ def load_bundle(
     parser["bundle_root"] = str(files.root)
     if device is not None:
         parser["device"] = f"$torch.device('{device}')"
-    for key, value in (overrides or {}).items():
+    asked = {key: value for key, value in (overrides or {}).items() if parser.get(key) != value}
+    for key, value in asked.items():
         parser[key] = value
     parser["preprocessing#transforms"] = _without(parser["preprocessing#transforms"], ("Load",))
     parser["postprocessing#transforms"] = _without(parser["postprocessing#transforms"], ("Save",))
@@ -137,6 +141,7 @@ def load_bundle(
         search=parser.get_parsed_content("search" if "search" in parser else "inferer"),
         network=network.to(target).eval(),
         postprocessing=parser.get_parsed_content("postprocessing"),
+        settings={key: value for key, value in asked.items() if key != PROGRESS},
     )
 
 

@@ -27,7 +27,7 @@ from volseg.report.summary import (
     volume_in_words,
 )
 from volseg.report.views import Upright, upright
-from volseg.types import Lesion, PatientResult
+from volseg.types import Lesion, PatientResult, Provenance
 
 MOST_ROWS = 500
 PROVENANCE_NAMES = {
@@ -39,6 +39,7 @@ PROVENANCE_NAMES = {
     "monai_version": "MONAI",
     "device": "Device",
     "precision": "Precision",
+    "settings": "Settings",
 }
 
 
@@ -96,10 +97,18 @@ def render_report(result: PatientResult, *, seconds: Mapping[str, float] | None 
             "Voxel size": " × ".join(f"{s:.3g}" for s in spacing_mm(image.affine)) + " mm",
             "Voxel axes run to": axis_codes(image.affine),
         },
-        provenance={PROVENANCE_NAMES.get(k, k): v or "not recorded" for k, v in asdict(result.provenance).items()},
+        provenance=_provenance(result.provenance),
         seconds={stage: f"{value:.1f} s" for stage, value in all_seconds.items()},
         total_seconds=f"{math.fsum(all_seconds.values()):.1f} s",
     )
+
+
+def _provenance(provenance: Provenance) -> dict[str, str]:
+    """What made the result, in words."""
+    facts = asdict(provenance)
+    changed = ", ".join(f"{entry} {value}" for entry, value in facts["settings"].items())
+    facts["settings"] = changed or "the bundle's own"
+    return {PROVENANCE_NAMES.get(name, name): value or "not recorded" for name, value in facts.items()}
 
 
 def _row(lesion: Lesion, grid: Upright, largest_volume_mm3: float, *, pictured: bool) -> dict[str, Any]:
