@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lesion_tables import both_line, groups_line, healthy_line, real_rows, synthetic_rows, visibility_line
 
 TOP = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TOP / "tests" / "benchmarks"))
-
-from lesion_tables import both_line, groups_line, healthy_line, real_rows, synthetic_rows, visibility_line  # noqa: E402
 
 SEGMAMBA, DETECTOR = "bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection"
 README = TOP / "README.md"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import study
+import study_arms as arms
+import study_origin as origin
+import study_page as page
 import torch
 
 from volseg.evaluation.cases import compare_case
@@ -16,9 +16,6 @@ from volseg.origin.features import LesionTable
 from volseg.origin.shipped import IMAGE_COLUMNS
 from volseg.synthetic import CohortOptions
 from volseg.synthetic.patients import plan_patients
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-study, arms, origin, page = (importlib.import_module(f"study{end}") for end in ("", "_arms", "_origin", "_page"))
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
