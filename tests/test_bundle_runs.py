@@ -114,6 +114,12 @@ def test_a_network_trained_on_the_scan_gives_one_mask_both_ways_too(bundle, tmp_
     assert not np.array_equal(adapted, as_shipped)
 
 
+def test_a_mean_of_two_networks_gives_one_mask_both_ways_too(bundle, tmp_path):
+    together = same_from_elsewhere(bundle, tmp_path / "with", LENIENT | {"ensemble": True})
+    as_shipped = same_from_elsewhere(bundle, tmp_path / "without", LENIENT)
+    assert not np.array_equal(together, as_shipped)
+
+
 def same_from_elsewhere(bundle: Path, tmp_path: Path, changes: dict) -> np.ndarray:
     """The mask of `monai.bundle run` and of `volseg predict` with a config changed where it has these entries."""
     studies = tmp_path / "studies"

@@ -65,6 +65,11 @@ def test_two_inputs_of_one_name_do_not_collide(ct, bright_bundle, tmp_path):
         (["predict", ".", "-o", "inside/out"], 2, "output-inside-input"),
         (["predict", "a", "b", "-o", "out", "--name", "x"], 2, "name-for-many"),
         (["predict", "a", "-o", "out", "--adapt", "--bundle", "spine_mri_unet_segmentation"], 2, "adapt-unknown"),
+        (
+            ["predict", "a", "-o", "out", "--ensemble", "--bundle", "bmseg_bmsmm_net_segmentation"],
+            2,
+            "ensemble-unknown",
+        ),
         (["info", "nowhere.nii.gz"], 1, "nowhere"),
     ],
 )

@@ -52,6 +52,14 @@ def test_a_2d_network_answers_each_slice_by_itself(volume, axis):
     torch.testing.assert_close(y.select(2 + axis, 1), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_several_axes_are_read_in_turn_and_averaged(volume):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 2, 3, padding=1)
+    one_by_one = [SliceWise(network, slice_axis=axis)(volume) for axis in (0, 1, 2)]
+    torch.testing.assert_close(SliceWise(network, slice_axis=[0, 1, 2])(volume), torch.stack(one_by_one).mean(0))
+    assert not torch.allclose(one_by_one[0], one_by_one[2])
+
+
 def test_single_slices_go_straight_through(volume):
     network = nn.Conv2d(3, 2, 1)
     assert torch.equal(SliceWise(network)(volume[..., 0]), network(volume[..., 0]))
@@ -72,7 +80,7 @@ def test_a_tensor_that_is_neither_volumes_nor_slices_is_refused():
         SliceWise(nn.Identity())(torch.zeros(5, 6, 7))
 
 
-@pytest.mark.parametrize("options", [{"slice_axis": 3}, {"context": -1}])
+@pytest.mark.parametrize("options", [{"slice_axis": 3}, {"slice_axis": []}, {"slice_axis": [2, 3]}, {"context": -1}])
 def test_an_axis_or_context_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2 and context 0 or more"):
         SliceWise(nn.Identity(), **options)

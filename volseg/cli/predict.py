@@ -12,10 +12,10 @@ from volseg.cli.reading import checked_modality, read_for
 from volseg.cli.shared import (
     FORMATTER,
     Commands,
-    add_adapt,
+    add_switches,
     already_done,
-    check_adapt,
     check_output,
+    check_switches,
     fraction,
     load,
     refuse,
@@ -61,7 +61,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--precision", choices=("auto", "float32", "bfloat16"), default=None,
         help="auto: bfloat16 where the processor has it (default: what the bundle says)",
     )  # fmt: skip
-    add_adapt(predict)
+    add_switches(predict)
     predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     predict.add_argument("--overwrite", action="store_true", help="replace results that are already there")
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -115,7 +115,7 @@ def _asked_bundles(args: argparse.Namespace) -> list[str]:
 
     bundles = list(dict.fromkeys(args.bundle or [DEFAULT_BUNDLE]))
     files = [find_bundle(bundle, trust=args.trust_bundle) for bundle in bundles]
-    check_adapt(args, files)
+    check_switches(args, files)
     if len(bundles) > 1:
         roots = [one.root for one in files]
         if len({root.name for root in roots}) < len(roots):

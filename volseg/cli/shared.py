@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FORMATTER = argparse.RawDescriptionHelpFormatter
+# Entries of a bundle's config that can be switched on; of the shipped bundles the bone CT SegMamba has both.
+SWITCHES = {
+    "adapt": "train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
+    "some minutes more, somewhat more lesions; of the shipped bundles the bone CT SegMamba can",
+    "ensemble": "average the network's lesion map with that of a second, unlike network, which the bundle's config\n"
+    "names: more lesions in more time; of the shipped bundles the bone CT SegMamba can",
+}
 Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
 
 
 def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
-    from volseg.inference.bundle import can_adapt, find_bundle, load_bundle
+    from volseg.inference.bundle import find_bundle, has_switch, load_bundle
     from volseg.inference.reads import MR, modality_of
 
     overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
@@ -33,8 +40,7 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     if (precision := asked_precision(args)) is not None:
         overrides["inferer#precision"] = precision
     files = find_bundle(bundle, trust=args.trust_bundle)
-    if getattr(args, "adapt", False) and can_adapt(files):
-        overrides["adapt"] = True
+    overrides |= {name: True for name in SWITCHES if getattr(args, name, False) and has_switch(files, name)}
     if modality_of(files.metadata) == MR:
         asked = (getattr(args, "reference", None) or "").lower()
         overrides["reference"] = next((channel for channel in MRI_CHANNELS if channel.lower() == asked), None)
@@ -42,20 +48,19 @@ def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     return load_bundle(files, device=args.device, overrides=overrides)
 
 
-def add_adapt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--adapt", action="store_true",
-        help="train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
-        "some minutes more, fewer false marks; of the shipped bundles the bone CT SegMamba can",
-    )  # fmt: skip
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    for name, does in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=does)
 
 
-def check_adapt(args: argparse.Namespace, bundles: Sequence[BundleFiles]) -> None:
-    """--adapt asks for at least one bundle that can."""
-    from volseg.inference.bundle import can_adapt
+def check_switches(args: argparse.Namespace, bundles: Sequence[BundleFiles]) -> None:
+    """Whatever switch is on asks for at least one bundle that has it."""
+    from volseg.inference.bundle import has_switch
 
-    if args.adapt and not any(can_adapt(one) for one in bundles):
-        raise UsageError("adapt-unknown", f"{', '.join(one.name for one in bundles)} cannot adapt; leave --adapt out")
+    for name in SWITCHES:
+        if getattr(args, name) and not any(has_switch(one, name) for one in bundles):
+            names = ", ".join(one.name for one in bundles)
+            raise UsageError(f"{name}-unknown", f"{names} cannot {name}; leave --{name} out")
 
 
 def asked_precision(args: argparse.Namespace) -> str | None:

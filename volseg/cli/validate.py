@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volseg.cli.evaluate import evaluate_options, figures_parser
-from volseg.cli.shared import FORMATTER, Commands, add_adapt, check_adapt, load, not_negative
+from volseg.cli.shared import FORMATTER, Commands, add_switches, check_switches, load, not_negative
 from volseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
                           help="predictions that exist (default: OUT/predictions, made with --bundle)")  # fmt: skip
     validate.add_argument("--bundle", help="bundle name or folder (default: the bone CT SegMamba)")
     validate.add_argument("--trust-bundle", action="store_true", help="run a bundle that did not come with volseg")
-    add_adapt(validate)
+    add_switches(validate)
     validate.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     validate.add_argument("--false-positives", type=not_negative, default=2.0, metavar="N",
                           help="per volume, at which the lesion score is frozen (default: 2)")  # fmt: skip
@@ -71,7 +71,7 @@ def _predict_into(args: argparse.Namespace) -> Any:
     from volseg.pipeline import OutputOptions, analyse_study, write_results
 
     bundle = args.bundle or DEFAULT_BUNDLE
-    check_adapt(args, [find_bundle(bundle, trust=args.trust_bundle)])
+    check_switches(args, [find_bundle(bundle, trust=args.trust_bundle)])
     loaded: list[LoadedBundle] = []
 
     def predict(case: Any, folder: Path) -> None:

@@ -97,9 +97,9 @@ def find_bundle(name_or_path: str | Path, *, trust: bool = False) -> BundleFiles
     return BundleFiles(root=root, name=root.name, version=str(metadata.get("version", "")), metadata=metadata)
 
 
-def can_adapt(files: BundleFiles) -> bool:
-    """Whether the bundle's inference.json has the switch `adapt`: training on the scan that is searched."""
-    return "adapt" in ConfigParser.load_config_file(str(files.root / "configs" / "inference.json"))
+def has_switch(files: BundleFiles, name: str) -> bool:
+    """Whether the bundle's inference.json has an entry of this name to set: `adapt`, `ensemble`."""
+    return name in ConfigParser.load_config_file(str(files.root / "configs" / "inference.json"))
 
 
 def load_bundle(

@@ -21,6 +21,8 @@ from volseg.transforms.metatensor import to_metatensor
 from volseg.transforms.mri import study_tensors
 from volseg.types import Study, Volume
 
+# Data key: the bundles whose lesion maps were averaged with this one's (`volseg.inference.ensemble`).
+AVERAGED_WITH = "averaged_with"
 WHY_LEFT_OUT = {
     MARKS_WITH_A_TWIN: "they have a twin on the other side of the body",
     MARKS_THAT_REPEAT: "bone looks the same elsewhere along the body",
@@ -65,14 +67,8 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     bone = data.get("bone")
     clock.lap("preprocessing")
 
-    with torch.inference_mode():
-        image = data["image"].to(bundle.device)[None]
-        occupancy = None if bone is None else bone.to(bundle.device)[None]
-        extra = {"hu": data.pop("hu")[None]} if "hu" in data else {}
-        logits = bundle.search(image, bundle.network, occupancy=occupancy, **extra)
-    data["pred"] = MetaTensor(logits[0], meta=data["image"].meta)
+    data["pred"] = _searched(data, bundle)
     data["image"] = data["image"].cpu()
-    del logits, image
     clock.lap("network")
 
     data = bundle.postprocessing(data)
@@ -92,10 +88,37 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     notes = tuple(line for line in str(data.get("registration", "")).split("\n") if line)
     if said := getattr(bundle.search, "note", ""):
         notes += (said,)
+    if said := data.get(AVERAGED_WITH):
+        notes += (f"the lesion map is the mean with that of {said}",)
     for key, why in WHY_LEFT_OUT.items():
         if count := data.get(key):
             notes += (f"taken for anatomy and left out, for {why}: {count} mark{'s' if count > 1 else ''}",)
     return Segmentation(instances, probability, bone_labels, seconds, data.get("scores"), notes)
+
+
+def lesion_map(given: dict[str, Any], bundle: LoadedBundle) -> MetaTensor:
+    """The probability of a lesion (1, X, Y, Z) on the bundle's own working grid, before any rule leaves marks out.
+
+    `given`: what the bundle's preprocessing takes, without the loader: {"image": (1, X, Y, Z) MetaTensor in HU}.
+    """
+    data = _prepared(given, bundle)
+    data["pred"] = _searched(data, bundle)
+    for step in bundle.postprocessing.transforms:
+        data = step(data)
+        if "probability" in data:
+            break
+    probability: MetaTensor = data["probability"]
+    return probability
+
+
+def _searched(data: dict[Any, Any], bundle: LoadedBundle) -> MetaTensor:
+    """Logits (K, X, Y, Z) of preprocessed data, with the image's metadata."""
+    bone = data.get("bone")
+    with torch.inference_mode():
+        occupancy = None if bone is None else bone.to(bundle.device)[None]
+        extra = {"hu": data.pop("hu")[None]} if "hu" in data else {}
+        logits = bundle.search(data["image"].to(bundle.device)[None], bundle.network, occupancy=occupancy, **extra)
+    return MetaTensor(logits[0], meta=data["image"].meta)
 
 
 def _prepared(given: dict[str, Any], bundle: LoadedBundle) -> dict[Any, Any]:

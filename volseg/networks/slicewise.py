@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -34,25 +36,29 @@ class SliceWise(nn.Module):
 
     Args:
         network: takes slices, with C * (2 * context + 1) channels.
-        slice_axis: the spatial axis slices are stacked along; 2 (axial) or 0 (sagittal) in RAS+.
+        slice_axis: the spatial axis slices are stacked along; 2 (axial) or 0 (sagittal) in RAS+. Several axes: the
+            volume is read once across each, and the answers are averaged.
         context: neighbouring slices to either side, see `to_slices`.
     """
 
-    def __init__(self, network: nn.Module, *, slice_axis: int = 2, context: int = 0) -> None:
+    def __init__(self, network: nn.Module, *, slice_axis: int | Sequence[int] = 2, context: int = 0) -> None:
         super().__init__()
-        if slice_axis not in (0, 1, 2) or context < 0:
+        axes = (slice_axis,) if isinstance(slice_axis, int) else tuple(slice_axis)
+        if not axes or not set(axes) <= {0, 1, 2} or context < 0:
             raise ValueError(f"slice_axis must be 0, 1 or 2 and context 0 or more, got {slice_axis} and {context}")
-        self.network, self.slice_axis, self.context = network, slice_axis, context
+        self.network, self.slice_axes, self.context = network, axes, context
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
             return self.network(x)
         if x.ndim != 5:
             raise ValueError(f"SliceWise takes (batch, channels, X, Y, Z) or single slices, got shape {tuple(x.shape)}")
+        answers = [self._across(x, axis) for axis in self.slice_axes]
+        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(dim=0)
+
+    def _across(self, x: Tensor, axis: int) -> Tensor:
         try:
-            y = self.network(to_slices(x, self.slice_axis, self.context))
+            y = self.network(to_slices(x, axis, self.context))
         except ValueError as refusal:
-            raise ValueError(
-                f"{refusal} (in slices of {tuple(x.shape[2:])} across axis {self.slice_axis})"
-            ) from refusal
-        return from_slices(y, self.slice_axis, x.shape[0])
+            raise ValueError(f"{refusal} (in slices of {tuple(x.shape[2:])} across axis {axis})") from refusal
+        return from_slices(y, axis, x.shape[0])
