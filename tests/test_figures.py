@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 from lesion_tables import both_line, groups_line, healthy_line, real_rows, synthetic_rows, visibility_line
+
+from volseg.inference.bundle import sha256_of
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -41,11 +42,17 @@ def test_segmamba_s_figures_are_the_measured_ones(page: Path):
     assert missing(text, lines) == []
 
 
-def test_figures_after_training_on_the_scan_are_the_measured_ones():
+@pytest.mark.parametrize(
+    ("ending", "switches"),
+    [("_lesions_adapted", {"adapt"}), ("_lesions_ensemble", {"ensemble"}), ("_lesions_both", {"adapt", "ensemble"})],
+)
+def test_figures_with_a_switch_on_are_the_measured_ones(ending: str, switches: set[str]):
     text = card(SEGMAMBA).read_text()
-    document, said = measured(text, "_lesions_adapted")
+    document, said = measured(text, ending)
     as_shipped, digits = measured(text, "_lesions")
-    assert document["overrides"]["adapt"] is True and said == digits
+    assert {name for name, value in document["overrides"].items() if value is True} == switches and said == digits
+    for bundle, weights in document.get("averaged_with", {}).items():
+        assert weights == sha256_of(TOP / "bundles" / bundle / "models" / "model.pt")
     lines = [*synthetic_rows(document, as_shipped), groups_line(document), visibility_line(document)]
     assert missing(text, [*lines, *real_rows(document), healthy_line(document)]) == []
 
@@ -63,6 +70,6 @@ def test_the_detector_s_figures_are_the_measured_ones():
 )
 def test_what_was_measured_are_the_weights_that_ship(bundle: str, ending: str):
     document, said = measured(card(bundle).read_text(), ending)
-    shipped = hashlib.sha256((TOP / "bundles" / bundle / "models" / "model.pt").read_bytes()).hexdigest()
+    shipped = sha256_of(TOP / "bundles" / bundle / "models" / "model.pt")
     assert document["weights_sha256"] == shipped
     assert shipped.startswith(said)

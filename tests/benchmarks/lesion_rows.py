@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from volseg.evaluation.lesions import match_lesions
 from volseg.geometry import widened
-from volseg.inference.bundle import LoadedBundle
+from volseg.inference.bundle import LoadedBundle, find_bundle, sha256_of
+from volseg.inference.ensemble import AverageWithBundlesd
 
 IOU = 0.1
 SMALL_MM3 = 1000
@@ -20,13 +21,15 @@ DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (
 
 
 def heading(bundle: LoadedBundle) -> dict[str, Any]:
-    """What was measured, where and when: how a bench's JSON begins."""
+    """What was measured, where and when: how a bench's JSON begins. `averaged_with`: the others of an ensemble."""
+    means = [step for step in bundle.postprocessing.transforms if isinstance(step, AverageWithBundlesd)]
+    others = {name: sha256_of(find_bundle(name).weights) for step in means for name in step.names}
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, CPU",
         "bundle": f"{bundle.files.name} {bundle.files.version}",
         "weights_sha256": bundle.weights_sha256,
-    }
+    } | ({"averaged_with": others} if others else {})
 
 
 def judged(found: NDArray, truth: NDArray, drawn: list[dict[str, Any]]) -> dict[str, Any]:
