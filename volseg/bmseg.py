@@ -36,6 +36,7 @@ from volseg.inference.sliding_window import OccupiedSlidingWindowInferer
 from volseg.io.bmseg import BmSeg, SliceFiles
 from volseg.io.monai_pictures import LoadPicturesd
 from volseg.io.pictures import read_mask
+from volseg.networks import SliceWise
 from volseg.report.files import write_whole
 from volseg.report.tables import as_json
 from volseg.train import TrainOptions, train_bundle
@@ -203,6 +204,8 @@ def _predict(
     on: torch.device = parser.get_parsed_content("device")
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    if isinstance(network, SliceWise):
+        network.slice_axes = (2,)  # pictures are axial, whatever planes of a volume the bundle reads
     network = network.to(on).eval()
     to_probability = parser.get_parsed_content("postprocessing#transforms#0")
     inferer = OccupiedSlidingWindowInferer((options.crop, options.crop, 1), sw_batch_size=2, overlap=0.25)
