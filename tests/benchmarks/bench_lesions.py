@@ -6,7 +6,8 @@ Grows 24 cases in three CTs that training never saw (fixed seed), runs the bundl
 counts lesions at IoU >= 0.1; then the three real patches with boxed metastases (BLDS) and the same three CTs untouched.
 Synthetic and real figures stand in separate blocks. With `--beside` a second bundle looks at the same images, and what
 both mark is judged as well; with `--set adapt=true` a network that can be trained on each scan before it is searched
-(minutes a case). Writes one JSON with date and machine.
+(minutes a case), with `--set ensemble=true` its lesion map averaged with an unlike network's. Writes
+one JSON with date and machine.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ SWITCHES = {
     "adapt": "train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
     "some minutes more, somewhat more lesions; of the shipped bundles the bone CT SegMamba can",
     "ensemble": "average the network's lesion map with that of a second, unlike network, which the bundle's config\n"
-    "names: more lesions in more time; of the shipped bundles the bone CT SegMamba can",
+    "names: fewer false marks, some minutes more; of the shipped bundles the bone CT SegMamba can",
 }
 Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
 
