@@ -114,7 +114,9 @@ def test_a_network_trained_on_the_scan_gives_one_mask_both_ways_too(bundle, tmp_
     assert not np.array_equal(adapted, as_shipped)
 
 
-def test_a_mean_of_two_networks_gives_one_mask_both_ways_too(bundle, tmp_path):
+@pytest.mark.parametrize("name", ["bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection"])
+def test_a_mean_of_unlike_networks_gives_one_mask_both_ways_too(name, tmp_path):
+    bundle = shipped_bundles()[name]
     together = same_from_elsewhere(bundle, tmp_path / "with", LENIENT | {"ensemble": True})
     as_shipped = same_from_elsewhere(bundle, tmp_path / "without", LENIENT)
     assert not np.array_equal(together, as_shipped)

@@ -13,7 +13,7 @@ from scipy import ndimage
 from volseg.evaluation.lesions import match_lesions
 from volseg.geometry import widened
 from volseg.inference.bundle import LoadedBundle, find_bundle, sha256_of
-from volseg.inference.ensemble import AverageWithBundlesd
+from volseg.inference.ensemble import OtherBundles
 
 IOU = 0.1
 SMALL_MM3 = 1000
@@ -22,7 +22,8 @@ DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (
 
 def heading(bundle: LoadedBundle) -> dict[str, Any]:
     """What was measured, where and when: how a bench's JSON begins. `averaged_with`: the others of an ensemble."""
-    means = [step for step in bundle.postprocessing.transforms if isinstance(step, AverageWithBundlesd)]
+    steps = (*bundle.preprocessing.transforms, *bundle.postprocessing.transforms)
+    means = [step for step in steps if isinstance(step, OtherBundles)]
     others = {name: sha256_of(find_bundle(name).weights) for step in means for name in step.names}
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -112,6 +112,25 @@ def test_a_lesion_that_only_the_dense_branch_sees_reaches_the_second_stage():
     assert len(without) == 0
 
 
+def test_what_other_networks_see_is_proposed_in_place_of_the_dense_branch():
+    detector = tiny().eval()
+    beside = torch.full((1, 2, 32, 32, 32), 0.01)
+    beside[..., 8:20, 10:22, 4:18] = 0.99
+    beside[:, 1] = 0.5
+    image = torch.randn(1, 1, 32, 32, 32)
+    _, lesion = detector.predict(image, beside)
+    torch.testing.assert_close(torch.logit(lesion), torch.logit(beside[:, 0]) / 2)
+    with torch.no_grad():
+        maps = detector.network(image)
+        blind = (
+            [o[:, :0] for o in maps.objectness],
+            [d[:, :0] for d in maps.deltas],
+            [maps.semantic.new_zeros(0, 6)] * 4,
+        )
+        boxes, _ = detector._proposals(*blind, lesion, most=10)[0]
+    assert [8, 10, 4, 20, 22, 18] in boxes.tolist()
+
+
 def test_evaluation_gives_monais_keys_and_masks_for_every_box():
     detector = tiny().eval()
     found = detector(torch.randn(2, 1, 32, 32, 32))

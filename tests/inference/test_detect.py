@@ -167,3 +167,22 @@ def test_small_lesions_are_dropped_and_the_rest_renumbered():
     numbered, kept = by_volume(instances, np.diag([1.0, 2.0, 1.0, 1.0]), 16.0)
     assert kept == [9, 2], "8 voxels of 2 mm3 are just enough, 1 is not"
     assert (numbered[5, 0, 0], numbered[2, 2, 2], numbered[0, 0, 0]) == (1, 2, 0)
+
+
+class HeedsOthers(BrightThings):
+    """Believes the mean of two other networks' maps instead of what it sees."""
+
+    def predict(self, windows, beside):
+        assert windows.shape[1] == 1 and beside.shape[1] == 2
+        return super().predict(beside.mean(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("shape", [(50, 46, 40), (20, 22, 24)])
+def test_other_networks_maps_are_cut_padded_and_mirrored_with_the_image(shape):
+    image = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+    beside = torch.zeros(1, 2, *shape)
+    beside[:, :, 3:12, 5:16, 6:14] = 0.8
+    beside[:, 1, 3:12, 5:16, 6:14] = 0.6
+    for axes in ([], [0, 2]):
+        found = DetectionInferer(24, overlap=0.25, mirror_axes=axes)(image, HeedsOthers(), beside=beside)[0]
+        assert torch.equal(found[0] >= 0.5, beside[0, 0] > 0)

@@ -10,8 +10,9 @@ from monai.data import MetaTensor
 from volseg.errors import UsageError
 from volseg.inference import ensemble
 from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
-from volseg.inference.ensemble import MOST, AverageWithBundlesd
+from volseg.inference.ensemble import AverageWithBundlesd
 from volseg.inference.segment import AVERAGED_WITH, lesion_map, segment_volume
+from volseg.ops.log_odds import MOST
 from volseg.transforms.metatensor import to_metatensor
 from volseg.types import Volume
 
@@ -24,7 +25,7 @@ def averaged(monkeypatch, own: torch.Tensor, *others: MetaTensor, names=None) ->
     shipped = load_bundle(find_bundle(DEFAULT_BUNDLE), device="cpu")
     monkeypatch.setattr(ensemble, "load_bundle", lambda *_, **__: shipped)
     monkeypatch.setattr(ensemble, "lesion_map", lambda *_: next(maps))
-    step = AverageWithBundlesd(bundles=names or [DEFAULT_BUNDLE] * len(others))
+    step = AverageWithBundlesd("pred", bundles=names or [DEFAULT_BUNDLE] * len(others))
     return step({"pred": MetaTensor(own, affine=GRID), "source": MetaTensor(torch.zeros(1, 4, 4, 4))})
 
 
@@ -54,12 +55,12 @@ def test_a_map_on_another_grid_is_brought_over(monkeypatch):
 
 def test_the_source_leaves_and_the_bundles_are_named(monkeypatch):
     data = averaged(monkeypatch, torch.zeros(2, 3, 3, 3), MetaTensor(torch.full((1, 3, 3, 3), 0.5), affine=GRID))
-    assert "source" not in data and data[AVERAGED_WITH].startswith(f"{DEFAULT_BUNDLE} ")
+    assert "source" not in data and f"that of {DEFAULT_BUNDLE} " in data[AVERAGED_WITH]
     assert torch.equal(data["pred"].affine, GRID)
 
 
 def test_only_shipped_bundles_are_averaged(tmp_path):
-    step = AverageWithBundlesd(bundles=[str(tmp_path)])
+    step = AverageWithBundlesd("pred", bundles=[str(tmp_path)])
     with pytest.raises(UsageError, match="bundle-untrusted"):
         step({"pred": MetaTensor(torch.zeros(2, 3, 3, 3)), "source": MetaTensor(torch.zeros(1, 4, 4, 4))})
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from volseg.networks import SliceWise
-from volseg.networks.slicewise import from_slices, to_slices
+from volseg.networks.slicewise import from_slices, to_slices, with_context
 
 
 @pytest.fixture
@@ -84,3 +84,11 @@ def test_a_tensor_that_is_neither_volumes_nor_slices_is_refused():
 def test_an_axis_or_context_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2 and context 0 or more"):
         SliceWise(nn.Identity(), **options)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_inflated_first_convolution_answers_as_the_one_over_single_slices(volume, axis):
+    single, several = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(15, 4, 3, padding=1)
+    several.load_state_dict({"weight": with_context(single.weight.detach(), 2), "bias": single.bias.detach()})
+    before, now = SliceWise(single, slice_axis=axis), SliceWise(several, slice_axis=axis, context=2)
+    assert torch.allclose(before(volume), now(volume), atol=1e-6)

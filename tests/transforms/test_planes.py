@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from volseg.errors import UsageError
 from volseg.networks.slicewise import to_slices
 from volseg.transforms.crops import CROP_INDICES, RandBoneCropd, crop_indices
-from volseg.transforms.planes import RandPlaned
+from volseg.transforms.planes import MiddleSliced, RandPlaned
 
 
 @pytest.fixture
@@ -52,3 +52,30 @@ def test_a_lesion_crop_of_one_slice_holds_lesion_in_every_plane(case):
 def test_weights_that_make_no_sense_are_refused(weights):
     with pytest.raises(UsageError, match="plane-weights"):
         RandPlaned("image", weights)
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_a_middle_slice_and_its_neighbours_are_those_that_slicewise_cuts(case, across):
+    turned = RandPlaned(["image", "label"], [float(axis == across) for axis in range(3)])(case)
+    taken = MiddleSliced(["image", "label"], "image", context=2)(turned)
+    middle = case["image"].shape[1 + across] // 2
+    assert torch.equal(taken["image"], to_slices(case["image"].as_tensor()[None], across, context=2)[middle])
+    assert torch.equal(taken["label"], to_slices(case["label"][None], across)[middle])
+
+
+def test_a_slice_alone_stands_for_its_neighbours():
+    picture = torch.rand(1, 4, 5, 1)
+    taken = MiddleSliced("image", "image", context=1)({"image": picture})["image"]
+    assert torch.equal(taken, picture[..., 0].expand(3, 4, 5))
+    assert torch.equal(taken, to_slices(picture[None], 2, context=1)[0])
+
+
+def test_channels_stay_together_with_their_neighbours():
+    slab = torch.arange(2 * 3 * 3 * 4.0).reshape(2, 3, 3, 4)
+    taken = MiddleSliced("image", "image", context=1)({"image": slab})["image"]
+    assert torch.equal(taken, to_slices(slab[None], 2, context=1)[2]) and taken.shape == (6, 3, 3)
+
+
+def test_fewer_than_no_neighbours_are_refused():
+    with pytest.raises(UsageError, match="context"):
+        MiddleSliced("image", "image", context=-1)

@@ -16,6 +16,7 @@ from volseg.detection.rpn import RPNSettings, propose, rpn_losses
 from volseg.detection.semantic_proposals import THRESHOLDS, semantic_proposals
 from volseg.detection.targets import stacked, targets_from_instances
 from volseg.errors import UsageError
+from volseg.ops.log_odds import mean_probability
 
 
 class MaskRCNN3D(nn.Module):
@@ -110,12 +111,16 @@ class MaskRCNN3D(nn.Module):
         return {name: self.weights.get(name, 1.0) * value for name, value in found.items()}
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """(B, C, X, Y, Z) -> detections per image, and the semantic lesion probability (B, X, Y, Z) float32."""
+    def predict(self, images: Tensor, beside: Tensor | None = None) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """(B, C, X, Y, Z) -> detections per image, and the semantic lesion probability (B, X, Y, Z) float32.
+
+        beside: what other networks hold for a lesion, probabilities (B, N, X, Y, Z). The mean of their log odds then
+        takes the place of the dense branch's map: its pieces are proposed, and it is what is given back.
+        """
         maps = self.network(images)
         objectness = [o.float() for o in maps.objectness]
         deltas = [d.float() for d in maps.deltas]
-        lesion = lesion_probability(maps.semantic)
+        lesion = lesion_probability(maps.semantic) if beside is None else mean_probability(beside, dim=1)
         proposals = self._proposals(objectness, deltas, self._anchors(maps), lesion, self.rpn.proposals_test)
         found = detect(self.network, maps.pyramid, [b for b, _ in proposals], images.shape[2:], self.roi, self.anchors)
         return found, lesion

@@ -33,15 +33,16 @@ class DetectionInferer(Inferer):
     Args:
         roi_size, sw_batch_size, overlap, pad_value, precision, mirror_axes, all_windows, progress: as in
             OccupiedSlidingWindowInferer; a window shown mirrored counts as another window that saw the same place.
-        score: lesions below it are dropped; a lesion's score is its best detection's times the mean semantic
-            probability in its outline (see `paste`). Sweep it on validation data only.
+        score: lesions below it are dropped; a lesion's score is its best detection's, to the power of `box_weight`,
+            times the mean semantic probability in its outline (see `paste`). Sweep it on validation data only.
         iou_threshold, ios_threshold: of the clustering over windows.
+        box_weight: 1 where the box head judges, 0 where the semantic map alone does.
         instance_weight: share of the instance masks in a lesion's outline; the rest is the semantic map's.
 
     Call: `inferer(images (B, C, X, Y, Z), detector, occupancy=(B, 1, X, Y, Z))` -> (B, 3, X, Y, Z) float32: lesion
     probability, owner (which lesion a voxel's probability belongs to, 0 for none), the owner's detection score. A
     MetaTensor keeps its meta. The result does not depend on `sw_batch_size` or on the order of windows beyond float32
-    rounding.
+    rounding. `beside` (B, N, X, Y, Z): other networks' lesion maps, which the detector then heeds.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class DetectionInferer(Inferer):
         score: float = 0.3,
         iou_threshold: float = 0.3,
         ios_threshold: float = 0.6,
+        box_weight: float = 1.0,
         instance_weight: float = 0.5,
         pad_value: float = -1.0,
         precision: str = "float32",
@@ -66,20 +68,29 @@ class DetectionInferer(Inferer):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
         self.sw_batch_size, self.overlap = sw_batch_size, overlap
         self.score, self.iou_threshold, self.ios_threshold = score, iou_threshold, ios_threshold
-        self.instance_weight = instance_weight
+        self.box_weight, self.instance_weight = box_weight, instance_weight
         self.pad_value, self.precision = pad_value, precision
         self.mirrors = mirrorings(mirror_axes)
         self.all_windows, self.progress = all_windows, progress
 
     def __call__(
-        self, inputs: Tensor, network: Callable[..., Any], *args: Any, occupancy: Tensor | None = None, **kwargs: Any
+        self,
+        inputs: Tensor,
+        network: Callable[..., Any],
+        *args: Any,
+        occupancy: Tensor | None = None,
+        beside: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         where_to_look = None if self.all_windows else occupancy
-        results = [self._volume(image, network, where) for image, where in volumes_of(inputs, where_to_look)]
-        stacked = torch.stack(results).to(inputs.device)
-        return MetaTensor(stacked, meta=inputs.meta) if isinstance(inputs, MetaTensor) else stacked
+        # They travel as further channels, cut, padded and mirrored as the image is.
+        stacked = inputs if beside is None else torch.cat([torch.as_tensor(inputs), beside.to(inputs)], dim=1)
+        channels = inputs.shape[1]
+        results = [self._volume(image, network, where, channels) for image, where in volumes_of(stacked, where_to_look)]
+        found = torch.stack(results).to(inputs.device)
+        return MetaTensor(found, meta=inputs.meta) if isinstance(inputs, MetaTensor) else found
 
-    def _volume(self, image: Tensor, network: Any, where: np.ndarray | None) -> Tensor:
+    def _volume(self, image: Tensor, network: Any, where: np.ndarray | None, channels: int) -> Tensor:
         detector = network if hasattr(network, "predict") else network.module  # DistributedDataParallel hides it
         original = image.shape[1:]
         image, where, before = padded_to_window(image, where, self.roi_size, self.pad_value)
@@ -90,7 +101,7 @@ class DetectionInferer(Inferer):
         rx, ry, rz = self.roi_size
         found: list[tuple[Corner, dict[str, Tensor]]] = []
         with window_bar(plan, self.progress) as bar:
-            for corners, (detections, semantic) in self._outputs(image, detector, plan):
+            for corners, (detections, semantic) in self._outputs(image, detector, plan, channels):
                 for (x, y, z), views, probability in zip(corners, detections, semantic.cpu(), strict=True):
                     here = (slice(x, x + rx), slice(y, y + ry), slice(z, z + rz))
                     sums[here] += probability * importance
@@ -100,12 +111,19 @@ class DetectionInferer(Inferer):
         every = gather(found, plan.corners * len(self.mirrors), self.roi_size, shape)
         lesions = merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold)
         semantic = sums / weights.clamp_min(1e-6)
-        pasted = paste(lesions, every, semantic, instance_weight=self.instance_weight, least_score=self.score)
+        pasted = paste(
+            lesions,
+            every,
+            semantic,
+            instance_weight=self.instance_weight,
+            least_score=self.score,
+            box_weight=self.box_weight,
+        )
         inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
         return pasted.stacked()[(slice(None), *inside)]
 
     def _outputs(
-        self, image: Tensor, detector: Any, plan: WindowPlan
+        self, image: Tensor, detector: Any, plan: WindowPlan, channels: int
     ) -> Iterator[tuple[tuple[Corner, ...], tuple[list[list[dict[str, Tensor]]], Tensor]]]:
         """What the detector says of the windows, a batch at a time and in order; on the CPU one window a core.
 
@@ -118,7 +136,9 @@ class DetectionInferer(Inferer):
             found, maps = [], []
             for axes in self.mirrors:
                 with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    each, semantic = detector.predict(flip(windows, axes))
+                    shown = flip(windows, axes)
+                    beside = (shown[:, channels:],) if shown.shape[1] > channels else ()
+                    each, semantic = detector.predict(shown[:, :channels], *beside)
                 found.append([flip_detections(one, axes, self.roi_size) for one in each])
                 maps.append(flip(semantic, axes))
             return [list(views) for views in zip(*found, strict=True)], torch.stack(maps).mean(dim=0)

@@ -8,7 +8,6 @@ that no network overrules the others by being boundless. Source: averaging of un
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -20,31 +19,30 @@ from torch import Tensor
 
 from volseg.inference.bundle import PROGRESS, LoadedBundle, find_bundle, load_bundle
 from volseg.inference.segment import AVERAGED_WITH, lesion_map
+from volseg.inference.sliding_window import BESIDE
 from volseg.labels import LESION
+from volseg.ops.log_odds import MOST, bounded_logit
 from volseg.transforms.resample import resample_to_grid
 
-LEAST_PROBABILITY = 1e-4
-MOST = math.log((1 - LEAST_PROBABILITY) / LEAST_PROBABILITY)
 
-
-class AverageWithBundlesd(MapTransform):
-    """Logits of a network on the working grid -> those of the mean of its lesion map and other bundles'.
-
-    Comes first in a bundle's postprocessing; the rest of it, and its thresholds, judge the mean.
+class OtherBundles(MapTransform):
+    """What the transforms below share: shipped bundles that outline lesions in the same kind of image.
 
     Args:
-        keys: logits (2, X, Y, Z) of background and lesion, a MetaTensor with the grid's affine. So is what comes out.
-        bundles: names of shipped bundles that outline lesions in the same kind of image. Loaded at the first call.
-        source_key: the image as it was read (1, X, Y, Z), from which each bundle makes its own input; it is taken out.
-        device: where the other bundles run.
+        keys: a MetaTensor (C, X, Y, Z) on whose grid the others' maps are wanted.
+        bundles: their names. Loaded at the first call.
+        source_key: the image as it was read (1, X, Y, Z), from which each makes its own input; it is taken out.
+        device: where they run.
         progress: their bars; None shows them only on a terminal.
 
     Under `AVERAGED_WITH` a line is added that names the bundles, their versions and weights.
     """
 
+    said: str
+
     def __init__(
         self,
-        keys: KeysCollection = "pred",
+        keys: KeysCollection,
         *,
         bundles: Sequence[str],
         source_key: str = "source",
@@ -55,31 +53,58 @@ class AverageWithBundlesd(MapTransform):
         self.names, self.source_key, self.device, self.progress = tuple(bundles), source_key, str(device), progress
         self.loaded: list[LoadedBundle] = []
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
+    def maps(self, d: dict[Hashable, Any], grid: MetaTensor) -> Tensor:
+        """Probabilities of a lesion on `grid`, (N, X, Y, Z) float32, one per bundle."""
         source = d.pop(self.source_key)
         if not self.loaded:
             self.loaded = [
                 load_bundle(find_bundle(name), device=self.device, overrides={PROGRESS: self.progress})
                 for name in self.names
             ]
-        maps = [lesion_map({"image": MetaTensor(source.clone(), meta=dict(source.meta))}, one) for one in self.loaded]
+        affine, shape = grid.affine.cpu().numpy(), grid.shape[1:]
+        named = [f"{one.files.name} {one.files.version} (weights {one.weights_sha256[:12]})" for one in self.loaded]
+        d[AVERAGED_WITH] = self.said.format(" and ".join(named))
+        found = [lesion_map({"image": MetaTensor(source.clone(), meta=dict(source.meta))}, one) for one in self.loaded]
+        return torch.cat([resample_to_grid(one, affine=affine, shape=shape).as_tensor() for one in found]).float()
+
+
+class AverageWithBundlesd(OtherBundles):
+    """Logits of a network on the working grid -> those of the mean of its lesion map and other bundles'.
+
+    Comes first in a bundle's postprocessing; the rest of it, and its thresholds, judge the mean.
+
+    keys: logits (2, X, Y, Z) of background and lesion, a MetaTensor with the grid's affine. So is what comes out.
+    """
+
+    said = "the lesion map is the mean with that of {}"
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
         for key in self.key_iterator(d):
             own = d[key]
-            affine, shape = own.affine.cpu().numpy(), own.shape[1:]
-            total = bounded_logit(own)
-            for one in maps:
-                there = resample_to_grid(one, affine=affine, shape=shape).as_tensor()[0]
-                total = total + torch.logit(there.to(total), LEAST_PROBABILITY)
-            mean = total / (1 + len(maps))
+            others = bounded_logit(self.maps(d, own)).to(own.device)
+            mean = torch.cat([bounded_difference(own)[None], others]).mean(dim=0)
             d[key] = MetaTensor(torch.stack([torch.zeros_like(mean), mean]), meta=dict(own.meta))
-        d[AVERAGED_WITH] = ", ".join(
-            f"{one.files.name} {one.files.version} (weights {one.weights_sha256[:12]})" for one in self.loaded
-        )
         return d
 
 
-def bounded_logit(logits: Tensor) -> Tensor:
+class LesionMapsBesided(OtherBundles):
+    """Adds `BESIDE`: other bundles' lesion maps on the grid of an image, (N, X, Y, Z), for a detector to heed.
+
+    Comes last in a detector's preprocessing; its inferer gets the maps as `beside`, and their mean takes the place of
+    the detector's own map (`volseg.detection.MaskRCNN3D.predict`).
+    """
+
+    said = "lesions were sought in the mean of the lesion maps of {}"
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[BESIDE] = MetaTensor(self.maps(d, d[key]), meta=dict(d[key].meta))
+        return d
+
+
+def bounded_difference(logits: Tensor) -> Tensor:
     """Logits of background and lesion (2, X, Y, Z) -> the lesion's log odds (X, Y, Z), as far as `MOST`."""
     plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
     return (plain[LESION].float() - plain[1 - LESION].float()).clamp(-MOST, MOST)

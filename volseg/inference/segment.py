@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from volseg.errors import VolsegError
 from volseg.inference.bundle import LoadedBundle
 from volseg.inference.repetition import MARKS_THAT_REPEAT
+from volseg.inference.sliding_window import KEPT_FOR_INFERERS
 from volseg.inference.symmetry import MARKS_WITH_A_TWIN
 from volseg.transforms.invert import resample_to_grid
 from volseg.transforms.metatensor import to_metatensor
 from volseg.transforms.mri import study_tensors
 from volseg.types import Study, Volume
 
-# Data key: the bundles whose lesion maps were averaged with this one's (`volseg.inference.ensemble`).
+# Data key: a line on the bundles whose lesion maps were averaged (`volseg.inference.ensemble`).
 AVERAGED_WITH = "averaged_with"
 WHY_LEFT_OUT = {
     MARKS_WITH_A_TWIN: "they have a twin on the other side of the body",
@@ -89,7 +90,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     if said := getattr(bundle.search, "note", ""):
         notes += (said,)
     if said := data.get(AVERAGED_WITH):
-        notes += (f"the lesion map is the mean with that of {said}",)
+        notes += (said,)
     for key, why in WHY_LEFT_OUT.items():
         if count := data.get(key):
             notes += (f"taken for anatomy and left out, for {why}: {count} mark{'s' if count > 1 else ''}",)
@@ -116,7 +117,7 @@ def _searched(data: dict[Any, Any], bundle: LoadedBundle) -> MetaTensor:
     bone = data.get("bone")
     with torch.inference_mode():
         occupancy = None if bone is None else bone.to(bundle.device)[None]
-        extra = {"hu": data.pop("hu")[None]} if "hu" in data else {}
+        extra = {name: data.pop(name)[None] for name in KEPT_FOR_INFERERS if name in data}
         logits = bundle.search(data["image"].to(bundle.device)[None], bundle.network, occupancy=occupancy, **extra)
     return MetaTensor(logits[0], meta=data["image"].meta)
 

@@ -35,7 +35,12 @@ from volseg.inference.windows import (
 )
 from volseg.inference.workers import in_order, workers_for
 
-__all__ = ["UNSEEN_LOGIT", "OccupiedSlidingWindowInferer", "with_occupancy"]
+__all__ = ["BESIDE", "KEPT_FOR_INFERERS", "UNSEEN_LOGIT", "OccupiedSlidingWindowInferer", "with_occupancy"]
+
+# What preprocessing may leave beside the image for an inferer that asks for it: other networks' lesion maps
+# (B, N, X, Y, Z), the image in Hounsfield units.
+BESIDE = "beside"
+KEPT_FOR_INFERERS = ("hu", BESIDE)
 
 
 class OccupiedSlidingWindowInferer(Inferer):
@@ -251,9 +256,9 @@ def with_occupancy(
     **_: Any,
 ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Any]]:
     """`prepare_batch` for MONAI's evaluator: image, label (or None); the inferer gets the bone mask as `occupancy`, and
-    the image in Hounsfield units as `hu` if it was kept under that name."""
+    what preprocessing left for it under the names in `KEPT_FOR_INFERERS`."""
     image = batchdata["image"].to(device, non_blocking=non_blocking)
     label = batchdata.get("label")
     label = label.to(device, non_blocking=non_blocking) if label is not None else None
-    given = {"occupancy": mask_key, "hu": "hu"}
+    given = {"occupancy": mask_key} | {name: name for name in KEPT_FOR_INFERERS}
     return image, label, (), {name: batchdata[key] for name, key in given.items() if key in batchdata}

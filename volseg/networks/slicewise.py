@@ -28,6 +28,16 @@ def from_slices(y: Tensor, slice_axis: int, batch: int) -> Tensor:
     return y.unflatten(0, (batch, -1)).movedim(1, 2 + slice_axis)
 
 
+def with_context(weight: Tensor, context: int) -> Tensor:
+    """Weights (out, C, ...) of a first convolution over single slices -> (out, C * (2 * context + 1), ...).
+
+    Neighbours weigh nothing yet: the network answers as before until it is trained on.
+    """
+    inflated = weight.new_zeros(weight.shape[0], weight.shape[1], 2 * context + 1, *weight.shape[2:])
+    inflated[:, :, context] = weight
+    return inflated.flatten(1, 2)
+
+
 class SliceWise(nn.Module):
     """A 2D network that takes volumes, slice by slice. (B, C, X, Y, Z) -> (B, K, X, Y, Z).
 

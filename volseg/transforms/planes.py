@@ -1,13 +1,18 @@
-"""Axial, coronal or sagittal, by chance: training for a 2D network that is to read volumes in all three planes."""
+"""Axial, coronal or sagittal, by chance: training for a 2D network that is to read volumes in all three planes.
+
+A slice comes with its neighbours as further channels (2.5D), in the order of `volseg.networks.slicewise.to_slices`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
+from monai.utils import convert_to_tensor, ensure_tuple
 
 from volseg.errors import UsageError
 from volseg.transforms.crops import CROP_INDICES
@@ -44,4 +49,30 @@ class RandPlaned(Randomizable, MapTransform):
         if self.indices_key in d:
             order = [axis for axis in range(3) if axis != across] + [across]
             d[self.indices_key] = {kind: voxels[:, order] for kind, voxels in d[self.indices_key].items()}
+        return d
+
+
+class MiddleSliced(MapTransform):
+    """Slabs (C, X, Y, N) -> their middle slice (C, X, Y), plain tensors.
+
+    Args:
+        keys: slabs on one grid.
+        context_keys: those of `keys` whose neighbours come along as channels, (C * (2 * context + 1), X, Y).
+        context: neighbours to either side; beyond the slab its outermost slice, so one slice alone comes repeated.
+    """
+
+    def __init__(self, keys: KeysCollection, context_keys: KeysCollection = (), context: int = 0) -> None:
+        super().__init__(keys)
+        if context < 0:
+            raise UsageError("context", f"neighbours to either side are 0 or more, not {context}")
+        self.context_keys, self.context = ensure_tuple(context_keys), context
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            slab = convert_to_tensor(d[key], track_meta=False)
+            reach = self.context if key in self.context_keys else 0
+            last, middle = slab.shape[3] - 1, slab.shape[3] // 2
+            places = torch.arange(middle - reach, middle + reach + 1).clamp(0, last)
+            d[key] = slab[..., places].movedim(3, 1).flatten(0, 1).contiguous()
         return d
