@@ -169,8 +169,8 @@ def test_training_reads_pictures_and_volumes_alike(name, data):
             (("image", "image"), ("bone", "bone mask"), ("label", "lesion mask"))}  # fmt: skip
     parser["train_cases"], parser["val_cases"] = [item], [item]
     crop = parser.get_parsed_content("train#dataset")[0][0]
-    channels = 2 if "bmsmm" in name else 1
-    assert crop["image"].shape == (1, 32, 32) and crop["label"].shape == (channels, 32, 32)
+    channels, neighbours = (2, 4) if "bmsmm" in name else (1, 0)
+    assert crop["image"].shape == (1 + neighbours, 32, 32) and crop["label"].shape == (channels, 32, 32)
     assert crop["image"].min() >= -1 and crop["image"].max() <= 1
     assert set(np.unique(crop["label"])) <= {0, 1} and crop["label"].any()
     whole = parser.get_parsed_content("validate#dataset")[0]

@@ -15,6 +15,7 @@ from volseg.inference.bundle import sha256_of
 TOP = Path(__file__).resolve().parents[1]
 
 SEGMAMBA, DETECTOR = "bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection"
+SLICES = "bmseg_bmsmm_net_segmentation"
 README = TOP / "README.md"
 
 
@@ -43,18 +44,29 @@ def test_segmamba_s_figures_are_the_measured_ones(page: Path):
 
 
 @pytest.mark.parametrize(
-    ("ending", "switches"),
-    [("_lesions_adapted", {"adapt"}), ("_lesions_ensemble", {"ensemble"}), ("_lesions_both", {"adapt", "ensemble"})],
+    ("bundle", "ending", "switch", "shipped"),
+    [
+        (SEGMAMBA, "_lesions_adapted", "adapt", "_lesions"),
+        (SEGMAMBA, "_lesions_ensemble", "ensemble", "_lesions"),
+        (DETECTOR, "_lesions_detector_ensemble", "ensemble", f"_lesions_{DETECTOR}"),
+    ],
 )
-def test_figures_with_a_switch_on_are_the_measured_ones(ending: str, switches: set[str]):
-    text = card(SEGMAMBA).read_text()
+def test_figures_with_a_switch_on_are_the_measured_ones(bundle: str, ending: str, switch: str, shipped: str):
+    text = card(bundle).read_text()
     document, said = measured(text, ending)
-    as_shipped, digits = measured(text, "_lesions")
-    assert {name for name, value in document["overrides"].items() if value is True} == switches and said == digits
+    as_shipped, digits = measured(text, shipped)
+    assert [name for name, value in document["overrides"].items() if value is True] == [switch] and said == digits
     for bundle, weights in document.get("averaged_with", {}).items():
         assert weights == sha256_of(TOP / "bundles" / bundle / "models" / "model.pt")
     lines = [*synthetic_rows(document, as_shipped), groups_line(document), visibility_line(document)]
     assert missing(text, [*lines, *real_rows(document), healthy_line(document)]) == []
+
+
+def test_the_slice_network_s_figures_are_the_measured_ones():
+    text = card(SLICES).read_text()
+    document, _ = measured(text, f"_lesions_{SLICES}")
+    lines = [*synthetic_rows(document), groups_line(document), visibility_line(document), *real_rows(document)]
+    assert missing(text, [*lines, healthy_line(document)]) == []
 
 
 def test_the_detector_s_figures_are_the_measured_ones():
@@ -66,7 +78,9 @@ def test_the_detector_s_figures_are_the_measured_ones():
 
 
 @pytest.mark.parametrize(
-    ("bundle", "ending"), [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}")], ids=[SEGMAMBA, DETECTOR]
+    ("bundle", "ending"),
+    [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}"), (SLICES, f"_lesions_{SLICES}")],
+    ids=[SEGMAMBA, DETECTOR, SLICES],
 )
 def test_what_was_measured_are_the_weights_that_ship(bundle: str, ending: str):
     document, said = measured(card(bundle).read_text(), ending)

@@ -99,11 +99,3 @@ def test_what_the_dense_branch_does_not_see_scores_low_and_the_least_score_drops
     pasted = paste(merged, found, semantic)
     assert pasted.score[1, 1, 1] == pytest.approx(0.5) and pasted.score[8, 1, 1] == pytest.approx(0.9 * 0.2)
     assert paste(merged, found, semantic, least_score=0.3).owner.unique().tolist() == [0, 1]
-
-
-def test_without_weight_the_box_head_s_score_does_not_count():
-    merged, found = one([0, 0, 0, 4, 4, 4], torch.ones(4, 4, 4), score=0.2)
-    semantic = torch.full((10, 4, 4), 0.8)
-    with_it, half, without = (paste(merged, found, semantic, box_weight=weight).score.max() for weight in (1, 0.5, 0))
-    assert [float(s) for s in (with_it, half, without)] == pytest.approx([0.16, 0.2**0.5 * 0.8, 0.8])
-    assert paste(merged, found, semantic, least_score=0.5, box_weight=0).owner.any()

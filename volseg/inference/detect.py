@@ -33,10 +33,9 @@ class DetectionInferer(Inferer):
     Args:
         roi_size, sw_batch_size, overlap, pad_value, precision, mirror_axes, all_windows, progress: as in
             OccupiedSlidingWindowInferer; a window shown mirrored counts as another window that saw the same place.
-        score: lesions below it are dropped; a lesion's score is its best detection's, to the power of `box_weight`,
-            times the mean semantic probability in its outline (see `paste`). Sweep it on validation data only.
+        score: lesions below it are dropped; a lesion's score is its best detection's times the mean semantic
+            probability in its outline (see `paste`). Sweep it on validation data only.
         iou_threshold, ios_threshold: of the clustering over windows.
-        box_weight: 1 where the box head judges, 0 where the semantic map alone does.
         instance_weight: share of the instance masks in a lesion's outline; the rest is the semantic map's.
 
     Call: `inferer(images (B, C, X, Y, Z), detector, occupancy=(B, 1, X, Y, Z))` -> (B, 3, X, Y, Z) float32: lesion
@@ -54,7 +53,6 @@ class DetectionInferer(Inferer):
         score: float = 0.3,
         iou_threshold: float = 0.3,
         ios_threshold: float = 0.6,
-        box_weight: float = 1.0,
         instance_weight: float = 0.5,
         pad_value: float = -1.0,
         precision: str = "float32",
@@ -68,7 +66,7 @@ class DetectionInferer(Inferer):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
         self.sw_batch_size, self.overlap = sw_batch_size, overlap
         self.score, self.iou_threshold, self.ios_threshold = score, iou_threshold, ios_threshold
-        self.box_weight, self.instance_weight = box_weight, instance_weight
+        self.instance_weight = instance_weight
         self.pad_value, self.precision = pad_value, precision
         self.mirrors = mirrorings(mirror_axes)
         self.all_windows, self.progress = all_windows, progress
@@ -111,14 +109,7 @@ class DetectionInferer(Inferer):
         every = gather(found, plan.corners * len(self.mirrors), self.roi_size, shape)
         lesions = merge(every, iou_threshold=self.iou_threshold, ios_threshold=self.ios_threshold)
         semantic = sums / weights.clamp_min(1e-6)
-        pasted = paste(
-            lesions,
-            every,
-            semantic,
-            instance_weight=self.instance_weight,
-            least_score=self.score,
-            box_weight=self.box_weight,
-        )
+        pasted = paste(lesions, every, semantic, instance_weight=self.instance_weight, least_score=self.score)
         inside = tuple(slice(b, b + n) for b, n in zip(before, original, strict=True))
         return pasted.stacked()[(slice(None), *inside)]
 

@@ -54,7 +54,6 @@ def paste(
     instance_weight: float = 0.5,
     threshold: float = 0.5,
     least_score: float = 0.0,
-    box_weight: float = 1.0,
 ) -> PastedLesions:
     """Every lesion's probability: `instance_weight` times its masks (mean over windows) plus the rest semantic.
 
@@ -63,14 +62,14 @@ def paste(
     lesion whose probability nowhere reaches `threshold` is outlined at half its maximum: the detector is sure of the
     lesion, only not of its outline.
 
-    A lesion's score is that of its best detection, to the power of `box_weight`, times the mean semantic probability
-    inside the outline: a box that the dense branch does not see is rarely a lesion (a mask's own confidence as a factor
-    of the score: Wang et al., SOLOv2, NeurIPS 2020). Lesions with less than `least_score` are left out.
+    A lesion's score is that of its best detection times the mean semantic probability inside the outline: a box that
+    the dense branch does not see is rarely a lesion (a mask's own confidence as a factor of the score: Wang et al.,
+    SOLOv2, NeurIPS 2020). Lesions with less than `least_score` are left out.
     """
     shape = semantic.shape
     lesions = []
     for number, (box, members) in enumerate(zip(merged.boxes, merged.members, strict=True), 1):
-        best = float(detections.scores[members].max()) ** box_weight
+        best = float(detections.scores[members].max())
         if best < least_score:  # the dense branch can only lower it
             continue
         begin = [max(0, int(v)) for v in box[:3].floor()]
