@@ -99,11 +99,11 @@ def test_other_weights_at_the_test_site_are_refused(cohort, tmp_path):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
 
 
-def set_in_results(cohort, patients, settings):
+def set_in_results(cohort, patients, settings, entry="settings"):
     for n in patients:
         path = cohort / f"pred/p{n}/result.json"
         document = json.loads(path.read_text())
-        document["provenance"]["settings"] = settings
+        document["provenance"][entry] = settings
         path.write_text(json.dumps(document))
 
 
@@ -117,6 +117,19 @@ def test_settings_are_frozen_with_the_weights(cohort, tmp_path):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
     set_in_results(cohort, [2], {})
     with pytest.raises(InputError, match=r"settings-differ.*adapt"):
+        validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+
+
+def test_weights_averaged_with_are_frozen_too(cohort, tmp_path):
+    """With --ensemble another network has a say: its weights may change no more than the bundle's own."""
+    set_in_results(cohort, range(12), {"other": "12" * 32}, "averaged_with")
+    page = validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+    assert "averaged with other (sha256)" in page.read_text() and "12" * 32 in page.read_text()
+    set_in_results(cohort, range(6, 12), {"other": "34" * 32}, "averaged_with")
+    with pytest.raises(InputError, match=r"weights-differ.*site A"):
+        validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+    set_in_results(cohort, [2], {"other": "34" * 32}, "averaged_with")
+    with pytest.raises(InputError, match=r"weights-differ.*averaged"):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
 
 

@@ -118,7 +118,7 @@ def test_text_from_files_is_escaped():
     evil = '<script>alert("x")</script>'
     result = patient(1)
     study = replace(result.study, name=evil, site=evil, source=evil, notes=(evil,))
-    provenance = replace(PROVENANCE, bundle=evil, device=evil, settings={"entry": evil})
+    provenance = replace(PROVENANCE, bundle=evil, device=evil, settings={"entry": evil}, averaged_with={evil: evil})
     page = render_report(replace(result, study=study, provenance=provenance, warnings=(evil, "second")))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -128,6 +128,12 @@ def test_report_names_the_settings_that_were_asked_for():
     assert "the bundle&#39;s own" in render_report(patient(1))
     asked = replace(PROVENANCE, settings={"adapt": True, "inferer#overlap": 0.25})
     assert "adapt True, inferer#overlap 0.25" in render_report(replace(patient(1), provenance=asked))
+
+
+def test_report_names_the_networks_that_had_a_say():
+    asked = replace(PROVENANCE, averaged_with={"bmseg_bmsmm_net_segmentation": "ab12" * 16})
+    page = render_report(replace(patient(1), provenance=asked))
+    assert "bmseg_bmsmm_net_segmentation (weights ab12ab12ab12)" in page
 
 
 def test_report_says_what_a_clinician_and_an_administrator_look_for():

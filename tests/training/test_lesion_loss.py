@@ -31,6 +31,13 @@ def test_a_lesion_cut_by_the_crop_never_weighs_more_than_an_even_one():
     assert float(weights.max()) == 1.0
 
 
+def test_slices_are_weighed_as_volumes_are():
+    label = two_lesions()[..., 2:3].repeat(1, 1, 1, 1, 3)
+    in_slice = lesion_weights(label[..., 1], 16, least=0.5)[0, 0]
+    assert float(in_slice[2, 2]) == pytest.approx((16 / 4) ** (2 / 3))
+    assert in_slice.shape == label.shape[2:4]
+
+
 def test_without_balance_it_is_monais_weighted_loss():
     torch.manual_seed(0)
     logits, label = torch.randn(2, 2, 16, 16, 16), two_lesions().repeat(2, 1, 1, 1, 1)

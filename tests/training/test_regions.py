@@ -36,3 +36,23 @@ def test_a_picture_without_lesion_is_no_error_and_other_shapes_are():
         RegionLoss()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
     with pytest.raises(ValueError, match="one per region"):
         RegionLoss((0.0, 0.0))
+
+
+def test_a_small_lesion_missed_costs_more_where_areas_are_made_even():
+    masks = torch.zeros(1, 2, 16, 16)
+    masks[0, 1, 2:4, 2:4] = 1  # 4 pixels
+    masks[0, 1, 6:14, 6:14] = 1  # 64 pixels
+    right = (masks * 2 - 1) * 8
+    missed = right.clone()
+    missed[0, 1, 2:4, 2:4] = -8
+    plain, even = RegionLoss(), RegionLoss(even_area=64)
+    assert even(missed, masks) - even(right, masks) > 3 * (plain(missed, masks) - plain(right, masks)) > 0
+    only_large = masks.clone()
+    only_large[0, 1, 2:4, 2:4] = 0
+    assert even(right, only_large).item() == pytest.approx(plain(right, only_large).item())
+
+
+def test_bone_is_never_made_even():
+    masks = torch.zeros(1, 2, 16, 16)
+    masks[0, 0, 2:4, 2:4] = 1
+    assert RegionLoss(even_area=64)(-masks, masks).item() == pytest.approx(RegionLoss()(-masks, masks).item())

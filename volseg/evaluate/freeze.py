@@ -85,25 +85,30 @@ def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]
 
 
 def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The one sha256 of weights and the settings that all results carry; "" and {} for masks without results.
+    """What all results carry: sha256 of weights, settings, weights of others averaged with; "" and {} for mere masks.
 
     Raises InputError("weights-differ" or "settings-differ") where they are not the same throughout.
     """
     made_by = [read_result(pair.result).get("provenance", {}) for pair in pairs if pair.result is not None]
     weights = {str(one.get("weights_sha256", "")) for one in made_by}
+    # As text, for mappings are no keys: results of before they were recorded have none.
+    settings, others = (
+        {json.dumps(one.get(entry, {}), sort_keys=True) for one in made_by} for entry in ("settings", "averaged_with")
+    )
     if len(weights) > 1:
         raise InputError(
             "weights-differ", f"the results come from {len(weights)} different weights; predict all with one"
         )
-    # As text, for settings are no keys: results of before they were recorded have none.
-    settings = {json.dumps(one.get("settings", {}), sort_keys=True) for one in made_by}
     if len(settings) > 1:
         raise InputError(
             "settings-differ", f"the results were made with different settings ({'; '.join(sorted(settings))})"
         )
+    if len(others) > 1:
+        raise InputError("weights-differ", "the results were averaged with different weights of other bundles")
     return {
         "weights_sha256": weights.pop() if weights else "",
         "settings": json.loads(settings.pop()) if settings else {},
+        "averaged_with": json.loads(others.pop()) if others else {},
     }
 
 
@@ -132,6 +137,7 @@ def frozen_table(frozen: Mapping[str, Any]) -> Table:
     """What `freeze_rule` chose, and how."""
     rows = [("weights (sha256)", frozen["weights_sha256"] or "not recorded", "")]
     rows += [(f"setting {entry}", str(value), "asked for") for entry, value in frozen["settings"].items()]
+    rows += [(f"averaged with {name} (sha256)", weights, "") for name, weights in frozen["averaged_with"].items()]
     score = frozen["operating_score"]
     rows.append(("lesion score", number(np.inf if score is None else score), frozen["operating_score_chosen_by"]))
     rows += [(name, number(rule["threshold"]), rule["chosen_by"]) for name, rule in frozen["rules"].items()]

@@ -80,7 +80,7 @@ def validate_sites(
     tested = _results(test, cohort, folder, out, options, predict, progress)
     for name, value in made_with(tested.pairs).items() if tested.pairs else ():
         if value != frozen[name]:
-            what = name.removesuffix("_sha256")
+            what = "settings" if name == "settings" else "weights"
             raise InputError(
                 f"{what}-differ", f"site {options.test_site} was predicted with other {what} than were frozen"
             )

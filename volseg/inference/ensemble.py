@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from volseg.inference.bundle import PROGRESS, LoadedBundle, find_bundle, load_bundle
+from volseg.inference.bundle import PROGRESS, LoadedBundle, find_bundle, load_bundle, sha256_of
 from volseg.inference.segment import AVERAGED_WITH, lesion_map
 from volseg.inference.sliding_window import BESIDE
 from volseg.labels import LESION
@@ -102,6 +102,13 @@ class LesionMapsBesided(OtherBundles):
         for key in self.key_iterator(d):
             d[BESIDE] = MetaTensor(self.maps(d, d[key]), meta=dict(d[key].meta))
         return d
+
+
+def averaged_with(bundle: LoadedBundle) -> dict[str, str]:
+    """The other bundles that have a say in a bundle's answer, by name with the sha256 of their weights; {}: none."""
+    steps = (*bundle.preprocessing.transforms, *bundle.postprocessing.transforms)
+    means = [step for step in steps if isinstance(step, OtherBundles)]
+    return {name: sha256_of(find_bundle(name).weights) for step in means for name in step.names}
 
 
 def bounded_difference(logits: Tensor) -> Tensor:

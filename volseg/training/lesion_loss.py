@@ -16,7 +16,6 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from volseg.geometry import TOUCHING
 from volseg.transforms.bone_morphology import touching_border
 
 # How steeply weight falls with size, and between which weights.
@@ -61,19 +60,20 @@ class LesionBalancedDiceCELoss(nn.Module):
 def lesion_weights(
     label: Tensor, even_voxels: float, *, exponent: float = EXPONENT, least: float = LEAST, most: float = MOST
 ) -> Tensor:
-    """(B, 1, X, Y, Z) -> the same shape, float32: per voxel (even_voxels / its lesion's voxels) ** exponent.
+    """(B, 1, *axes), 2 or 3 of them -> the same shape, float32: per voxel (even_voxels / its lesion's) ** exponent.
 
-    Lesions are the 26-connected pieces of label > 0; weights are clipped to [least, most], and to 1 where a piece
-    reaches the border of its crop: how large the rest is, nobody knows. Background is 1.
+    Lesions are the pieces of label > 0, connected by corners too (26 neighbours, or 8 in a slice); weights are clipped
+    to [least, most], and to 1 where a piece reaches the border of its crop: how large the rest is, nobody knows.
+    Background is 1.
     """
     weights = np.ones(tuple(label.shape), dtype=np.float32)
     for weight, lesion in zip(weights[:, 0], label[:, 0].cpu().numpy() > 0, strict=True):
-        pieces, number = ndimage.label(lesion, structure=TOUCHING)
+        pieces, number = ndimage.label(lesion, structure=np.ones((3,) * lesion.ndim))
         if not number:
             continue
         sizes = np.bincount(pieces.ravel(), minlength=number + 1).astype(float)
         balance = np.clip((even_voxels / sizes) ** exponent, least, most)
-        cut = touching_border(pieces, number, [0, 1, 2])
+        cut = touching_border(pieces, number, list(range(lesion.ndim)))
         balance[cut] = balance[cut].clip(max=1.0)
         balance[0] = 1.0
         weight[:] = balance[pieces]
