@@ -22,8 +22,8 @@ FORMATTER = argparse.RawDescriptionHelpFormatter
 SWITCHES = {
     "adapt": "train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
     "some minutes more, somewhat more lesions; of the shipped bundles the bone CT SegMamba can",
-    "ensemble": "seek lesions in the mean of the lesion maps of unlike networks, which the bundle's config names:\n"
-    "fewer false marks, some minutes more; of the shipped bundles both of bone CT can",
+    "ensemble": "heed the lesion maps of other networks, which the bundle's config names, beside its own or instead:\n"
+    "more lesions, fewer false marks, some minutes more; of the shipped bundles both of bone CT can",
 }
 Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
 

@@ -95,7 +95,7 @@ class LesionMapsBesided(OtherBundles):
     the detector's own map (`volseg.detection.MaskRCNN3D.predict`).
     """
 
-    said = "lesions were sought in the mean of the lesion maps of {}"
+    said = "lesions were sought in the lesion map of {}"
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
