@@ -87,3 +87,20 @@ def test_what_was_measured_are_the_weights_that_ship(bundle: str, ending: str):
     shipped = sha256_of(TOP / "bundles" / bundle / "models" / "model.pt")
     assert document["weights_sha256"] == shipped
     assert shipped.startswith(said)
+
+
+@pytest.mark.parametrize("notice_of", sorted(path.name for path in (TOP / "bundles").iterdir()))
+def test_the_notice_on_every_result_speaks_of_the_version_that_ships(notice_of: str):
+    """The notice stands among the warnings of every report: it may not speak of weights that are gone."""
+    metadata = json.loads((TOP / "bundles" / notice_of / "configs" / "metadata.json").read_text())
+    assert metadata["notice"].startswith(f"version {metadata['version']} of this bundle ")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "ending"), [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}"), (SLICES, f"_lesions_{SLICES}")]
+)
+def test_the_notice_s_figures_are_the_measured_ones(bundle: str, ending: str):
+    document, _ = measured(card(bundle).read_text(), ending)
+    every = document["synthetic_held_out"]["all"]
+    said = f"sensitivity {every['sensitivity']:.2f} at {every['false_positives_per_case']:.1f} false positives per case"
+    assert said in json.loads((TOP / "bundles" / bundle / "configs" / "metadata.json").read_text())["notice"]
