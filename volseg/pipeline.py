@@ -19,7 +19,7 @@ from volseg import __version__
 from volseg.errors import InputError, UsageError
 from volseg.geometry import spacing_mm, voxel_volume_mm3
 from volseg.inference.bundle import LoadedBundle
-from volseg.inference.ensemble import averaged_with
+from volseg.inference.ensemble import other_weights
 from volseg.inference.reads import MR, channels_of, modality_of
 from volseg.inference.segment import segment_sequences, segment_volume
 from volseg.io import write_nifti
@@ -243,7 +243,7 @@ def _provenance(bundle: LoadedBundle) -> Provenance:
         device=_device_name(bundle.device),
         precision=getattr(bundle.inferer, "precision", "float32"),
         settings=bundle.settings,
-        averaged_with=averaged_with(bundle),
+        other_weights=other_weights(bundle),
     )
 
 

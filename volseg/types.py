@@ -103,7 +103,7 @@ class Provenance:
     # Entries of the bundle's config that were set to something else, by id: {"adapt": True}, {"inferer#overlap": 0.25}.
     settings: Mapping[str, Any] = field(default_factory=dict)
     # Other bundles that had a say (--ensemble), by name with the sha256 of their weights.
-    averaged_with: Mapping[str, str] = field(default_factory=dict)
+    other_weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from scipy import ndimage
 from volseg.evaluation.lesions import match_lesions
 from volseg.geometry import widened
 from volseg.inference.bundle import LoadedBundle
-from volseg.inference.ensemble import averaged_with
+from volseg.inference.ensemble import other_weights
 
 IOU = 0.1
 SMALL_MM3 = 1000
@@ -22,7 +22,7 @@ DIAMETERS_MM = {"under 8 mm": (0, 8), "8 to 15 mm": (8, 15), "15 mm and more": (
 
 def heading(bundle: LoadedBundle) -> dict[str, Any]:
     """What was measured, where and when: how a bench's JSON begins. `averaged_with`: the others of an ensemble."""
-    others = averaged_with(bundle)
+    others = other_weights(bundle)
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, CPU",

@@ -120,16 +120,16 @@ def test_settings_are_frozen_with_the_weights(cohort, tmp_path):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
 
 
-def test_weights_averaged_with_are_frozen_too(cohort, tmp_path):
+def test_weights_of_others_that_were_heeded_are_frozen_too(cohort, tmp_path):
     """With --ensemble another network has a say: its weights may change no more than the bundle's own."""
-    set_in_results(cohort, range(12), {"other": "12" * 32}, "averaged_with")
+    set_in_results(cohort, range(12), {"other": "12" * 32}, "other_weights")
     page = validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
-    assert "averaged with other (sha256)" in page.read_text() and "12" * 32 in page.read_text()
-    set_in_results(cohort, range(6, 12), {"other": "34" * 32}, "averaged_with")
+    assert "weights of other, heeded too" in page.read_text() and "12" * 32 in page.read_text()
+    set_in_results(cohort, range(6, 12), {"other": "34" * 32}, "other_weights")
     with pytest.raises(InputError, match=r"weights-differ.*site A"):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
-    set_in_results(cohort, [2], {"other": "34" * 32}, "averaged_with")
-    with pytest.raises(InputError, match=r"weights-differ.*averaged"):
+    set_in_results(cohort, [2], {"other": "34" * 32}, "other_weights")
+    with pytest.raises(InputError, match=r"weights-differ.*heeded"):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
 
 

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from volseg.errors import UsageError
 from volseg.inference import ensemble
 from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle
-from volseg.inference.ensemble import AverageWithBundlesd, averaged_with
+from volseg.inference.ensemble import AverageWithBundlesd, other_weights
 from volseg.inference.segment import AVERAGED_WITH, lesion_map, segment_volume
 from volseg.ops.log_odds import MOST
 from volseg.transforms.metatensor import to_metatensor
@@ -65,7 +65,7 @@ def test_only_shipped_bundles_are_averaged(tmp_path):
         step({"pred": MetaTensor(torch.zeros(2, 3, 3, 3)), "source": MetaTensor(torch.zeros(1, 4, 4, 4))})
 
 
-def test_a_bundle_averaged_with_its_like_agrees_with_itself(bright_bundle, bone_block, monkeypatch):
+def test_a_bundle_other_weights_its_like_agrees_with_itself(bright_bundle, bone_block, monkeypatch):
     """The bright bundle as its own second opinion: the same map on the same grid, so the same lesions."""
     hu, affine, lesion = bone_block
     volume = Volume(hu, affine)
@@ -73,7 +73,7 @@ def test_a_bundle_averaged_with_its_like_agrees_with_itself(bright_bundle, bone_
     alone = load_bundle(files, device="cpu")
     monkeypatch.setattr(ensemble, "find_bundle", lambda _: files)
     both = load_bundle(files, device="cpu", overrides={"ensemble": True, "ensemble_with": ["bright"]})
-    assert averaged_with(alone) == {} and averaged_with(both) == {"bright": alone.weights_sha256}
+    assert other_weights(alone) == {} and other_weights(both) == {"bright": alone.weights_sha256}
     one, other = segment_volume(volume, alone), segment_volume(volume, both)
     assert one.instances[lesion].any() and np.array_equal(one.instances > 0, other.instances > 0)
     assert not [note for note in one.notes if "mean" in note]

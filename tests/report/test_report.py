@@ -118,7 +118,7 @@ def test_text_from_files_is_escaped():
     evil = '<script>alert("x")</script>'
     result = patient(1)
     study = replace(result.study, name=evil, site=evil, source=evil, notes=(evil,))
-    provenance = replace(PROVENANCE, bundle=evil, device=evil, settings={"entry": evil}, averaged_with={evil: evil})
+    provenance = replace(PROVENANCE, bundle=evil, device=evil, settings={"entry": evil}, other_weights={evil: evil})
     page = render_report(replace(result, study=study, provenance=provenance, warnings=(evil, "second")))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -131,7 +131,7 @@ def test_report_names_the_settings_that_were_asked_for():
 
 
 def test_report_names_the_networks_that_had_a_say():
-    asked = replace(PROVENANCE, averaged_with={"bmseg_bmsmm_net_segmentation": "ab12" * 16})
+    asked = replace(PROVENANCE, other_weights={"bmseg_bmsmm_net_segmentation": "ab12" * 16})
     page = render_report(replace(patient(1), provenance=asked))
     assert "bmseg_bmsmm_net_segmentation (weights ab12ab12ab12)" in page
 

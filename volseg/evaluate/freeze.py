@@ -85,7 +85,7 @@ def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]
 
 
 def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """What all results carry: sha256 of weights, settings, weights of others averaged with; "" and {} for mere masks.
+    """What all results carry: sha256 of weights, settings, weights of other bundles heeded; "" and {} for mere masks.
 
     Raises InputError("weights-differ" or "settings-differ") where they are not the same throughout.
     """
@@ -93,7 +93,7 @@ def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
     weights = {str(one.get("weights_sha256", "")) for one in made_by}
     # As text, for mappings are no keys: results of before they were recorded have none.
     settings, others = (
-        {json.dumps(one.get(entry, {}), sort_keys=True) for one in made_by} for entry in ("settings", "averaged_with")
+        {json.dumps(one.get(entry, {}), sort_keys=True) for one in made_by} for entry in ("settings", "other_weights")
     )
     if len(weights) > 1:
         raise InputError(
@@ -104,11 +104,11 @@ def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
             "settings-differ", f"the results were made with different settings ({'; '.join(sorted(settings))})"
         )
     if len(others) > 1:
-        raise InputError("weights-differ", "the results were averaged with different weights of other bundles")
+        raise InputError("weights-differ", "the results heeded other bundles whose weights differ")
     return {
         "weights_sha256": weights.pop() if weights else "",
         "settings": json.loads(settings.pop()) if settings else {},
-        "averaged_with": json.loads(others.pop()) if others else {},
+        "other_weights": json.loads(others.pop()) if others else {},
     }
 
 
@@ -137,7 +137,7 @@ def frozen_table(frozen: Mapping[str, Any]) -> Table:
     """What `freeze_rule` chose, and how."""
     rows = [("weights (sha256)", frozen["weights_sha256"] or "not recorded", "")]
     rows += [(f"setting {entry}", str(value), "asked for") for entry, value in frozen["settings"].items()]
-    rows += [(f"averaged with {name} (sha256)", weights, "") for name, weights in frozen["averaged_with"].items()]
+    rows += [(f"weights of {name}, heeded too", sha, "") for name, sha in frozen["other_weights"].items()]
     score = frozen["operating_score"]
     rows.append(("lesion score", number(np.inf if score is None else score), frozen["operating_score_chosen_by"]))
     rows += [(name, number(rule["threshold"]), rule["chosen_by"]) for name, rule in frozen["rules"].items()]

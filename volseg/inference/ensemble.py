@@ -104,7 +104,7 @@ class LesionMapsBesided(OtherBundles):
         return d
 
 
-def averaged_with(bundle: LoadedBundle) -> dict[str, str]:
+def other_weights(bundle: LoadedBundle) -> dict[str, str]:
     """The other bundles that have a say in a bundle's answer, by name with the sha256 of their weights; {}: none."""
     steps = (*bundle.preprocessing.transforms, *bundle.postprocessing.transforms)
     means = [step for step in steps if isinstance(step, OtherBundles)]

@@ -40,7 +40,7 @@ PROVENANCE_NAMES = {
     "device": "Device",
     "precision": "Precision",
     "settings": "Settings",
-    "averaged_with": "Averaged with",
+    "other_weights": "Other networks heeded",
 }
 
 
@@ -109,8 +109,8 @@ def _provenance(provenance: Provenance) -> dict[str, str]:
     facts = asdict(provenance)
     changed = ", ".join(f"{entry} {value}" for entry, value in facts["settings"].items())
     facts["settings"] = changed or "the bundle's own"
-    others = ", ".join(f"{name} (weights {weights[:12]})" for name, weights in facts["averaged_with"].items())
-    facts["averaged_with"] = others or "nothing"
+    others = ", ".join(f"{name} (weights {weights[:12]})" for name, weights in facts["other_weights"].items())
+    facts["other_weights"] = others or "none"
     return {PROVENANCE_NAMES.get(name, name): value or "not recorded" for name, value in facts.items()}
 
 
