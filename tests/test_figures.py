@@ -17,10 +17,16 @@ TOP = Path(__file__).resolve().parents[1]
 SEGMAMBA, DETECTOR = "bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection"
 SLICES = "bmseg_bmsmm_net_segmentation"
 README = TOP / "README.md"
+AS_SHIPPED = [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}"), (SLICES, f"_lesions_{SLICES}")]
 
 
 def card(bundle: str) -> Path:
     return TOP / "bundles" / bundle / "docs" / "README.md"
+
+
+def metadata(bundle: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((TOP / "bundles" / bundle / "configs" / "metadata.json").read_text())
+    return loaded
 
 
 def measured(text: str, ending: str) -> tuple[dict[str, Any], str]:
@@ -77,11 +83,7 @@ def test_the_detector_s_figures_are_the_measured_ones():
     assert missing(text, lines) == []
 
 
-@pytest.mark.parametrize(
-    ("bundle", "ending"),
-    [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}"), (SLICES, f"_lesions_{SLICES}")],
-    ids=[SEGMAMBA, DETECTOR, SLICES],
-)
+@pytest.mark.parametrize(("bundle", "ending"), AS_SHIPPED, ids=[SEGMAMBA, DETECTOR, SLICES])
 def test_what_was_measured_are_the_weights_that_ship(bundle: str, ending: str):
     document, said = measured(card(bundle).read_text(), ending)
     shipped = sha256_of(TOP / "bundles" / bundle / "models" / "model.pt")
@@ -92,15 +94,13 @@ def test_what_was_measured_are_the_weights_that_ship(bundle: str, ending: str):
 @pytest.mark.parametrize("notice_of", sorted(path.name for path in (TOP / "bundles").iterdir()))
 def test_the_notice_on_every_result_speaks_of_the_version_that_ships(notice_of: str):
     """The notice stands among the warnings of every report: it may not speak of weights that are gone."""
-    metadata = json.loads((TOP / "bundles" / notice_of / "configs" / "metadata.json").read_text())
-    assert metadata["notice"].startswith(f"version {metadata['version']} of this bundle ")
+    shipped = metadata(notice_of)
+    assert shipped["notice"].startswith(f"version {shipped['version']} of this bundle ")
 
 
-@pytest.mark.parametrize(
-    ("bundle", "ending"), [(SEGMAMBA, "_lesions"), (DETECTOR, f"_lesions_{DETECTOR}"), (SLICES, f"_lesions_{SLICES}")]
-)
+@pytest.mark.parametrize(("bundle", "ending"), AS_SHIPPED, ids=[SEGMAMBA, DETECTOR, SLICES])
 def test_the_notice_s_figures_are_the_measured_ones(bundle: str, ending: str):
     document, _ = measured(card(bundle).read_text(), ending)
     every = document["synthetic_held_out"]["all"]
     said = f"sensitivity {every['sensitivity']:.2f} at {every['false_positives_per_case']:.1f} false positives per case"
-    assert said in json.loads((TOP / "bundles" / bundle / "configs" / "metadata.json").read_text())["notice"]
+    assert said in metadata(bundle)["notice"]

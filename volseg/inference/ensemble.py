@@ -9,6 +9,7 @@ that no network overrules the others by being boundless. Source: averaging of un
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from volseg.inference.bundle import PROGRESS, LoadedBundle, find_bundle, load_bundle, sha256_of
+from volseg.inference.bundle import PROGRESS, LoadedBundle, find_bundle, load_bundle
 from volseg.inference.segment import AVERAGED_WITH, lesion_map
 from volseg.inference.sliding_window import BESIDE
 from volseg.labels import LESION
@@ -51,16 +52,16 @@ class OtherBundles(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.names, self.source_key, self.device, self.progress = tuple(bundles), source_key, str(device), progress
-        self.loaded: list[LoadedBundle] = []
+
+    @cached_property
+    def loaded(self) -> list[LoadedBundle]:
+        """The bundles, in the order of their names."""
+        overrides = {PROGRESS: self.progress}
+        return [load_bundle(find_bundle(name), device=self.device, overrides=overrides) for name in self.names]
 
     def maps(self, d: dict[Hashable, Any], grid: MetaTensor) -> Tensor:
         """Probabilities of a lesion on `grid`, (N, X, Y, Z) float32, one per bundle."""
         source = d.pop(self.source_key)
-        if not self.loaded:
-            self.loaded = [
-                load_bundle(find_bundle(name), device=self.device, overrides={PROGRESS: self.progress})
-                for name in self.names
-            ]
         affine, shape = grid.affine.cpu().numpy(), grid.shape[1:]
         named = [f"{one.files.name} {one.files.version} (weights {one.weights_sha256[:12]})" for one in self.loaded]
         d[AVERAGED_WITH] = self.said.format(" and ".join(named))
@@ -107,8 +108,8 @@ class LesionMapsBesided(OtherBundles):
 def other_weights(bundle: LoadedBundle) -> dict[str, str]:
     """The other bundles that have a say in a bundle's answer, by name with the sha256 of their weights; {}: none."""
     steps = (*bundle.preprocessing.transforms, *bundle.postprocessing.transforms)
-    means = [step for step in steps if isinstance(step, OtherBundles)]
-    return {name: sha256_of(find_bundle(name).weights) for step in means for name in step.names}
+    heeding = [step for step in steps if isinstance(step, OtherBundles)]
+    return {name: one.weights_sha256 for step in heeding for name, one in zip(step.names, step.loaded, strict=True)}
 
 
 def bounded_difference(logits: Tensor) -> Tensor:
