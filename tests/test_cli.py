@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 
 import pytest
+import torch
 
 from volseg.cli import main
 from volseg.cli.shared import asked_precision
@@ -38,6 +40,65 @@ def test_a_second_run_skips_what_is_done(ct, bright_bundle, tmp_path, capsys):
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
     assert "already done" in capsys.readouterr().out
     assert (tmp_path / "out" / "block" / "result.json").stat().st_mtime_ns == first
+
+
+def _other_of_this_name(ct, tmp_path):
+    other = tmp_path / "other" / ct.name
+    other.parent.mkdir()
+    other.write_bytes(ct.read_bytes())
+    return other
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (lambda ct, path: [_other_of_this_name(ct, path)], "in/block.nii.gz; choose another --name or -o"),
+        (lambda ct, _: [ct, "--overlap", "0.125"], "the bundle's own settings, now inferer#overlap 0.125"),
+        (lambda ct, _: [ct, "--probability"], "made without --probability"),
+        (lambda ct, _: [ct, "--series", "77"], "of series"),
+        (lambda ct, path: [ct] if _changed(path / "bright_segmentation/models/model.pt") else [], "of other weights"),
+        (lambda ct, path: [ct] if _changed(path / "out/block/result.json", "{") else [], "not a finished result"),
+    ],
+)
+def test_another_question_is_not_answered_with_what_lies_there(asked, told, ct, bright_bundle, tmp_path, capsys):
+    """PACS exports are often all called DICOM: the folder's name does not say whose result it is, nor made how."""
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    arguments = asked(ct, tmp_path)
+    here = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out/block").iterdir())
+    assert _predict(bright_bundle, *arguments, "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("volseg: output-") and told in error and len(error.splitlines()) == 1
+    assert here == sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "out/block").iterdir())
+
+
+def _changed(path, content=None) -> bool:
+    """Weights of other values, or another text."""
+    if content is not None:
+        path.write_text(content)
+        return True
+    state = torch.load(path, weights_only=True)
+    torch.save({key: value + 1 for key, value in state.items()}, path)
+    return True
+
+
+def test_a_result_of_another_working_directory_is_known_again(ct, bright_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ct.parent)
+    assert _predict(bright_bundle, ct.name, "-o", tmp_path / "out") == 0
+    monkeypatch.chdir(tmp_path)
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_overwrite_replaces_results_and_nothing_else(ct, bright_bundle, tmp_path, capsys):
+    theirs = tmp_path / "out/block/letters"
+    theirs.mkdir(parents=True)
+    (theirs / "mine.txt").write_text("not volseg's")
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite") == 2
+    assert "output-not-a-result" in capsys.readouterr().err and (theirs / "mine.txt").is_file()
+    shutil.rmtree(tmp_path / "out")
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite", "--probability") == 0
+    assert (tmp_path / "out/block/probability.nii.gz").is_file()
 
 
 def test_one_bad_study_does_not_stop_the_others(ct, bright_bundle, tmp_path, capsys):

@@ -68,7 +68,8 @@ def test_results_are_not_overwritten_unless_asked(result, tmp_path):
     write_results(result, tmp_path / result.study.name)
     with pytest.raises(UsageError, match="output-exists"):
         write_results(result, tmp_path / result.study.name)
-    write_results(result, tmp_path / result.study.name, OutputOptions(overwrite=True))
+    folder = write_results(result, str(tmp_path / result.study.name), OutputOptions(overwrite=True))
+    assert (folder / "report.html").is_file()
 
 
 def test_a_failure_while_writing_leaves_nothing(result, tmp_path, monkeypatch):

@@ -46,6 +46,12 @@ def test_two_bundles_give_two_reports_and_one_page(ct, bright_bundle, tmp_path, 
     assert "marked by all bundles" in page
     assert main(command) == 0, "a second run skips what is done"
     assert "already done" in capsys.readouterr().out
+    assert main(command[:-2]) == 2, "one bundle's result does not go where those of several lie"
+    error = capsys.readouterr().err
+    assert f"holds the results of {bright_bundle.name}, {other.name}" in error
+    assert main([*command[:-2], "--overwrite"]) == 2 and (study / other.name / "report.html").is_file()
+    assert main([*command[:-2], "-o", str(tmp_path / "one")]) == 0
+    assert main([*command, "-o", str(tmp_path / "one")]) == 2 and "one bundle's result" in capsys.readouterr().err
 
 
 def test_a_missing_result_is_named(tmp_path):

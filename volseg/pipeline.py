@@ -144,17 +144,20 @@ def _with_origin(result: PatientResult, bundle: LoadedBundle) -> PatientResult:
     return replace(answered, seconds=dict(result.seconds) | {"origin": round(time.perf_counter() - start, 3)})
 
 
-def write_results(result: PatientResult, folder: Path, options: OutputOptions = OutputOptions()) -> Path:
+def write_results(result: PatientResult, folder: str | Path, options: OutputOptions = OutputOptions()) -> Path:
     """Write everything into `folder`, which is made, and return it.
 
     The files are made in a hidden folder beside it and appear all at once, so a failure leaves nothing half-written.
 
     Raises:
-        UsageError: the folder exists and `overwrite` is off.
+        UsageError: the folder exists and `overwrite` is off, or it is not a result that could be replaced.
         InputError: the disk refuses.
     """
+    folder = Path(folder)
     if folder.exists() and not options.overwrite:
         raise UsageError("output-exists", f"{folder} exists; pass --overwrite to replace it")
+    if folder.exists() and not _replaceable(folder):
+        raise UsageError("output-not-a-result", f"{folder} is not a result of volseg alone; nothing there was replaced")
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -168,6 +171,14 @@ def write_results(result: PatientResult, folder: Path, options: OutputOptions = 
         with suppress(OSError):
             shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether nothing is lost with a folder but a result: it is empty, or a result's and has no folders in it."""
+    if not folder.is_dir():
+        return False
+    inside = list(folder.iterdir())
+    return not inside or ((folder / RESULT_FILE).is_file() and not any(path.is_dir() for path in inside))
 
 
 def _write_files(result: PatientResult, folder: Path, options: OutputOptions) -> None:

@@ -125,6 +125,7 @@ def test_weights_of_others_that_were_heeded_are_frozen_too(cohort, tmp_path):
     set_in_results(cohort, range(12), {"other": "12" * 32}, "other_weights")
     page = validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
     assert "weights of other, heeded too" in page.read_text() and "12" * 32 in page.read_text()
+    assert "beside other (weights 121212121212)" in page.read_text()  # the checklist's line on the model
     set_in_results(cohort, range(6, 12), {"other": "34" * 32}, "other_weights")
     with pytest.raises(InputError, match=r"weights-differ.*site A"):
         validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)

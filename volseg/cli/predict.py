@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from volseg.cli.done import already_done, asked_of, refuse_result_above
 from volseg.cli.reading import checked_modality, read_for
 from volseg.cli.shared import (
     FORMATTER,
     Commands,
     add_switches,
-    already_done,
     check_output,
     check_switches,
     fraction,
@@ -77,20 +77,18 @@ def _predict(args: argparse.Namespace) -> int:
     bundles = _asked_bundles(args)
     reads = checked_modality(bundles, args)
     todo = [
-        (item, name)
+        (item, name, todo_here)
         for item, name in zip(args.inputs, names, strict=True)
-        if not all(already_done(folder, args.overwrite) for folder in _folders(out, name, bundles))
+        if (todo_here := _not_done(out, item, name, bundles, args))
     ]
     loaded: dict[str, LoadedBundle] = {}
     failures = 0
-    for item, name in todo:
+    for item, name, todo_here in todo:
         start = time.perf_counter()
         try:
             study = read_for(reads, item, name, args)
             read_seconds = time.perf_counter() - start
-            for bundle, folder in zip(bundles, _folders(out, name, bundles), strict=True):
-                if len(bundles) > 1 and already_done(folder, args.overwrite):
-                    continue
+            for bundle, folder in todo_here:
                 loaded[bundle] = loaded.get(bundle) or load(bundle, args)
                 _analyse_and_write(study, loaded[bundle], folder, args, read_seconds)
                 print(f"{name}: report in {folder / 'report.html'} ({time.perf_counter() - start:.0f} s)")
@@ -121,6 +119,19 @@ def _asked_bundles(args: argparse.Namespace) -> list[str]:
         if len({root.name for root in roots}) < len(roots):
             raise UsageError("bundle-twice", f"two bundles of one name: {', '.join(map(str, roots))}; rename a folder")
     return bundles
+
+
+def _not_done(
+    out: Path, item: str, name: str, bundles: Sequence[str], args: argparse.Namespace
+) -> list[tuple[str, Path]]:
+    """The bundles whose answer on a study is still to be made, and where it goes."""
+    if len(bundles) > 1:
+        refuse_result_above(out / name)
+    return [
+        (bundle, folder)
+        for bundle, folder in zip(bundles, _folders(out, name, bundles), strict=True)
+        if not already_done(folder, item, asked_of(bundle, args), overwrite=args.overwrite)
+    ]
 
 
 def _folders(out: Path, name: str, bundles: Sequence[str]) -> list[Path]:

@@ -29,23 +29,30 @@ Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not 
 
 
 def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
-    from volseg.inference.bundle import find_bundle, has_switch, load_bundle
+    from volseg.inference.bundle import find_bundle, load_bundle
+
+    files = find_bundle(bundle, trust=args.trust_bundle)
+    return load_bundle(files, device=args.device, overrides=asked_overrides(files, args))
+
+
+def asked_overrides(files: BundleFiles, args: argparse.Namespace) -> dict[str, Any]:
+    """Entries of a bundle's config that the command line sets."""
+    from volseg.inference.bundle import PROGRESS, has_switch
     from volseg.inference.reads import MR, modality_of
 
-    overrides: dict[str, Any] = {"inferer#progress": False if args.quiet else None}
+    overrides: dict[str, Any] = {PROGRESS: False if args.quiet else None}
     if args.overlap is not None:
         overrides["inferer#overlap"] = args.overlap
     if args.all_windows:
         overrides["inferer#all_windows"] = True
     if (precision := asked_precision(args)) is not None:
         overrides["inferer#precision"] = precision
-    files = find_bundle(bundle, trust=args.trust_bundle)
     overrides |= {name: True for name in SWITCHES if getattr(args, name, False) and has_switch(files, name)}
     if modality_of(files.metadata) == MR:
         asked = (getattr(args, "reference", None) or "").lower()
         overrides["reference"] = next((channel for channel in MRI_CHANNELS if channel.lower() == asked), None)
         overrides["register"] = getattr(args, "register", False)
-    return load_bundle(files, device=args.device, overrides=overrides)
+    return overrides
 
 
 def add_switches(parser: argparse.ArgumentParser) -> None:
@@ -73,15 +80,6 @@ def asked_precision(args: argparse.Namespace) -> str | None:
     if args.precision == "bfloat16" and best == "float32":
         log.warning("bfloat16 is emulated on this machine and slower than float32; --precision auto picks the faster")
     return best if args.precision == "auto" else str(args.precision)
-
-
-def already_done(folder: Path, overwrite: bool) -> bool:
-    if overwrite or not folder.exists():
-        return False
-    if (folder / "result.json").is_file():
-        print(f"{folder.name}: already done, skipped (--overwrite to run it again)")
-        return True
-    raise UsageError("output-exists", f"{folder} exists and is not a finished result; remove it or pass --overwrite")
 
 
 def check_output(out: Path, inputs: Sequence[str]) -> None:

@@ -113,7 +113,7 @@ def _missing(pairs: Sequence[Pair], patients: Mapping[str, Patient] | None) -> s
 
 
 def _model(pairs: Sequence[Pair]) -> str:
-    """Bundle, version and weights as the results name them; "" for plain masks."""
+    """Bundle, version, weights and other bundles heeded, as the results name them; "" for plain masks."""
     found = set()
     for pair in pairs:
         if pair.result is not None:
@@ -121,5 +121,6 @@ def _model(pairs: Sequence[Pair]) -> str:
             name = " ".join(str(made_by[key]) for key in ("bundle", "bundle_version") if made_by.get(key))
             weights = str(made_by.get("weights_sha256", ""))[:12] or "not recorded"
             changed = "".join(f", {entry} {value}" for entry, value in made_by.get("settings", {}).items())
-            found.add(f"{name or 'bundle not recorded'}, weights {weights}{changed}")
+            heeded = "".join(f", beside {n} (weights {s[:12]})" for n, s in made_by.get("other_weights", {}).items())
+            found.add(f"{name or 'bundle not recorded'}, weights {weights}{changed}{heeded}")
     return f"{'; '.join(sorted(found))} (model card in the bundle's docs/)." if found else ""

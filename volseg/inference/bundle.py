@@ -102,6 +102,13 @@ def has_switch(files: BundleFiles, name: str) -> bool:
     return name in ConfigParser.load_config_file(str(files.root / "configs" / "inference.json"))
 
 
+def changed_settings(files: BundleFiles, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `overrides` (config entries by id) that differ from what inference.json says, the bar left out."""
+    parser = ConfigParser()
+    parser.read_config(str(files.root / "configs" / "inference.json"))
+    return {key: value for key, value in overrides.items() if parser.get(key) != value and key != PROGRESS}
+
+
 def load_bundle(
     files: BundleFiles, *, device: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> LoadedBundle:
@@ -119,9 +126,10 @@ def load_bundle(
     parser["bundle_root"] = str(files.root)
     if device is not None:
         parser["device"] = f"$torch.device('{device}')"
-    asked = {key: value for key, value in (overrides or {}).items() if parser.get(key) != value}
-    for key, value in asked.items():
-        parser[key] = value
+    settings = changed_settings(files, overrides or {})
+    for key, value in (overrides or {}).items():
+        if parser.get(key) != value:
+            parser[key] = value
     parser["preprocessing#transforms"] = _without(parser["preprocessing#transforms"], ("Load",))
     parser["postprocessing#transforms"] = _without(parser["postprocessing#transforms"], ("Save",))
     target: torch.device = parser.get_parsed_content("device")
@@ -141,7 +149,7 @@ def load_bundle(
         search=parser.get_parsed_content("search" if "search" in parser else "inferer"),
         network=network.to(target).eval(),
         postprocessing=parser.get_parsed_content("postprocessing"),
-        settings={key: value for key, value in asked.items() if key != PROGRESS},
+        settings=settings,
     )
 
 

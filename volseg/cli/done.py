@@ -1,0 +1,114 @@
+"""What already lies in OUT: the answer to this very question, which is kept, or something else, which is refused.
+
+A result is called after its file or folder, and PACS exports are often all called DICOM: the name alone says nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from volseg.cli.shared import asked_overrides
+from volseg.errors import UsageError
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a result has to come from to be the one that is asked for, beside the study."""
+
+    bundle: str
+    weights_sha256: str
+    settings: Mapping[str, Any]
+    series: str | None
+    probability: bool
+
+
+def asked_of(bundle: str, args: argparse.Namespace) -> Asked:
+    """What `volseg predict` is asked for on the command line."""
+    from volseg.inference.bundle import changed_settings, find_bundle
+    from volseg.report.tables import as_json
+
+    files = find_bundle(bundle, trust=args.trust_bundle)
+    settings = as_json(changed_settings(files, asked_overrides(files, args)))
+    return Asked(files.name, _sha256(files.weights), settings, args.series, args.probability)
+
+
+def already_done(folder: Path, item: str, asked: Asked, *, overwrite: bool) -> bool:
+    """Whether the answer for the study `item` lies in `folder`.
+
+    Raises UsageError where something else lies there: "output-exists", or "output-of-another" for a result of another
+    study, bundle or setting.
+    """
+    if overwrite or not folder.exists():
+        return False
+    try:
+        document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        differs = _difference(document, item, asked)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError("output-exists", f"{folder} {_held(folder)}; choose another --name or -o") from None
+    if not differs and asked.probability and not (folder / "probability.nii.gz").is_file():
+        differs = "made without --probability"
+    if differs:
+        advice = "choose another --name or -o, or pass --overwrite to replace it"
+        raise UsageError("output-of-another", f"{folder} holds another result, {differs}; {advice}")
+    print(f"{folder.name}: already done, skipped (--overwrite to run it again)")
+    return True
+
+
+def refuse_result_above(folder: Path) -> None:
+    """Several bundles write below `folder`: it must not be one bundle's result itself."""
+    if (folder / RESULT).exists():
+        raise UsageError("output-exists", f"{folder} is one bundle's result; choose another --name or -o for several")
+
+
+def _difference(document: Mapping[str, Any], item: str, asked: Asked) -> str:
+    """What sets a finished result apart from the one asked for; "" for nothing."""
+    study, made_by = document["study"], document["provenance"]
+    if not _same_place(str(study["source"]), item):
+        return f"of {study['source']}"
+    if made_by["bundle"] != asked.bundle:
+        return f"of {made_by['bundle']}"
+    if asked.weights_sha256 and made_by["weights_sha256"] != asked.weights_sha256:
+        return f"of other weights ({made_by['bundle']} {made_by['bundle_version']})"
+    settings = made_by.get("settings", {})
+    if settings != asked.settings:
+        return f"made with {_in_words(settings)}, now {_in_words(asked.settings)}"
+    if asked.series and not str(study["series_uid"]).endswith(asked.series.lstrip(".")):
+        return f"of series {study['series_uid']}"
+    return ""
+
+
+def _same_place(recorded: str, item: str) -> bool:
+    """A path that was recorded relative to a folder no longer known is the same if the one asked for ends with it."""
+    asked, then = Path(item).expanduser().resolve(), Path(recorded).expanduser()
+    parts = tuple(part for part in then.parts if part not in (".", ".."))
+    return asked == then.resolve() or (not then.is_absolute() and asked.parts[-len(parts) :] == parts != ())
+
+
+def _held(folder: Path) -> str:
+    several = sorted(path.parent.name for path in folder.glob(f"*/{RESULT}")) if folder.is_dir() else []
+    return f"holds the results of {', '.join(several)}" if several else "exists and is not a finished result"
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "the bundle's own settings"
+
+
+def _sha256(weights: Path) -> str:
+    """Of a file; "" where it is missing, which is told when the bundle is loaded."""
+    return _sha256_as_of(weights, weights.stat().st_mtime_ns) if weights.is_file() else ""
+
+
+@cache
+def _sha256_as_of(weights: Path, _changed_ns: int) -> str:
+    """Once for all studies of a run."""
+    from volseg.inference.bundle import sha256_of
+
+    return sha256_of(weights)
