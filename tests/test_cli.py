@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from volseg.cli import main
-from volseg.cli.shared import asked_precision
+from volseg.cli.done import Asked, already_done
+from volseg.cli.shared import asked_precision, unique_names
+from volseg.errors import InputError, UsageError
 
 
 def _predict(bright_bundle, *arguments) -> int:
@@ -94,11 +97,99 @@ def test_overwrite_replaces_results_and_nothing_else(ct, bright_bundle, tmp_path
     theirs.mkdir(parents=True)
     (theirs / "mine.txt").write_text("not volseg's")
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite") == 2
-    assert "output-not-a-result" in capsys.readouterr().err and (theirs / "mine.txt").is_file()
+    assert "output-exists" in capsys.readouterr().err and (theirs / "mine.txt").is_file()
     shutil.rmtree(tmp_path / "out")
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite", "--probability") == 0
     assert (tmp_path / "out/block/probability.nii.gz").is_file()
+
+
+def test_the_input_is_never_replaced_by_the_result(ct, bright_bundle, tmp_path, capsys):
+    assert _predict(bright_bundle, ct, "-o", tmp_path, "--name", ct.parent.name, "--overwrite") == 2
+    assert "output-is-input" in capsys.readouterr().err and ct.is_file()
+
+
+def test_other_channels_asked_for_are_not_answered_with_what_lies_there(tmp_path):
+    asked = Asked("b_segmentation", "ab" * 32, {}, "1.0", series=None, channels=True, probability=False)
+    made_by = {"bundle": "b_segmentation", "bundle_version": "1.0", "weights_sha256": "ab" * 32, "settings": {}}
+    document = {"study": {"source": str(tmp_path / "mri"), "series_uid": ""}, "provenance": made_by}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/result.json").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="--channel"):
+        already_done(tmp_path / "out", str(tmp_path / "mri"), asked, overwrite=False)
+    assert already_done(tmp_path / "out", str(tmp_path / "mri"), replace(asked, channels=False), overwrite=False)
+    with pytest.raises(UsageError, match="another version"):
+        already_done(tmp_path / "out", str(tmp_path / "mri"), replace(asked, version="1.1"), overwrite=False)
+    heeded = made_by | {"other_weights": {"bmseg_bmsmm_net_segmentation": "cd" * 32}}
+    (tmp_path / "out/result.json").write_text(json.dumps(document | {"provenance": heeded}))
+    with pytest.raises(UsageError, match="other weights of bmseg_bmsmm_net"):
+        already_done(tmp_path / "out", str(tmp_path / "mri"), replace(asked, channels=False), overwrite=False)
+
+
+def test_names_of_inputs_stay_apart():
+    assert unique_names(["scan", "scan", "scan_2", "scan"]) == ["scan", "scan_3", "scan_2", "scan_4"]
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device, ct, tmp_path, capsys):
+    assert main(["predict", str(ct), "-o", str(tmp_path / "out"), "--device", device]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"volseg: device-unknown: {device}".replace(" foo", " 'foo'")) and "\n" not in error
+
+
+def test_all_windows_finds_what_the_bone_mask_missed(ct, bright_bundle, tmp_path, capsys, monkeypatch):
+    nothing = lambda _self, image: torch.zeros(image.shape, dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr("volseg.transforms.ct.BoneMaskd._found", nothing)
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    assert "no lesion found" in capsys.readouterr().out
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "all", "--all-windows") == 0
+    assert "1 lesion" in capsys.readouterr().out
+    says = [json.loads((tmp_path / out / "block/result.json").read_text())["warnings"] for out in ("out", "all")]
+    assert any("no window was searched" in line for line in says[0])
+    assert any("the whole volume was searched" in line for line in says[1])
+
+
+def test_what_is_refused_after_the_search_is_one_line_too(ct, bright_bundle, tmp_path, capsys, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise InputError("too-many-lesions", "70000 lesions")
+
+    monkeypatch.setattr("volseg.inference.postprocess.label_lesions", refuse)
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 1
+    assert capsys.readouterr().err.strip() == "volseg: too-many-lesions: 70000 lesions"
+    assert not (tmp_path / "out/block").exists()
+
+
+def test_a_bundle_that_is_heeded_and_missing_is_told_before_the_search(
+    ct, bright_bundle, tmp_path, capsys, monkeypatch
+):
+    config = bright_bundle / "configs/inference.json"
+    config.write_text(config.read_text().replace("bmseg_bmsmm_net_segmentation", "nowhere_segmentation"))
+    monkeypatch.setattr("volseg.pipeline.segment_volume", None)
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--ensemble") == 2
+    assert "nowhere_segmentation" in capsys.readouterr().err
+
+
+def test_a_usage_error_of_one_study_does_not_stop_the_others(ct, bright_bundle, tmp_path, capsys, monkeypatch):
+    """What is wrong with one study alone: a series it does not hold, a sequence it lacks."""
+    from volseg.cli import predict
+
+    other, read = _other_of_this_name(ct, tmp_path), predict.read_for
+
+    def picky(reads, item, name, args):
+        if item == str(ct):
+            raise UsageError("mri-channel-unknown", "no T2 here")
+        return read(reads, item, name, args)
+
+    monkeypatch.setattr(predict, "read_for", picky)
+    assert _predict(bright_bundle, ct, other, "-o", tmp_path / "out") == 1
+    assert (tmp_path / "out/block_2/report.html").is_file() and "no T2" in capsys.readouterr().err
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 2
+
+
+def test_an_input_that_may_not_be_looked_at_is_that_studys_failure(ct, bright_bundle, tmp_path, capsys):
+    assert _predict(bright_bundle, "x" * 300, ct, "-o", tmp_path / "out") == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and (tmp_path / "out/block/report.html").is_file()
 
 
 def test_one_bad_study_does_not_stop_the_others(ct, bright_bundle, tmp_path, capsys):

@@ -70,6 +70,9 @@ def test_results_are_not_overwritten_unless_asked(result, tmp_path):
         write_results(result, tmp_path / result.study.name)
     folder = write_results(result, str(tmp_path / result.study.name), OutputOptions(overwrite=True))
     assert (folder / "report.html").is_file()
+    (folder / "letters").mkdir()
+    with pytest.raises(UsageError, match="output-not-a-result"):
+        write_results(result, folder, OutputOptions(overwrite=True))
 
 
 def test_a_failure_while_writing_leaves_nothing(result, tmp_path, monkeypatch):

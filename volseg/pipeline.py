@@ -36,6 +36,8 @@ from volseg.types import PatientResult, Provenance, Study, Volume
 MARROW = 2  # value of marrow in the bone label map
 RESULT_FILE = "result.json"
 
+NO_BONE = "no bone was found in view: no window was searched, so 'no lesion' says nothing here"
+NO_BONE_SEARCHED = "no bone was found in view: the whole volume was searched, and marks may lie in any tissue"
 # A CT whose slices are thicker than this was not in the training data's heart: said, not refused.
 THICK_SLICE_MM = 3.5
 # Spine protocols have sagittal slices of 3 to 5 mm, and the MRI bundles work on such.
@@ -88,7 +90,7 @@ def _analyse_ct(study: Study, bundle: LoadedBundle, say: Callable[[str], None]) 
         # A detector says how sure it is of a lesion; the mean probability inside it says how sure of its outline.
         lesions = tuple(replace(one, score=segmentation.scores[one.id - 1]) for one in lesions)
     if not segmentation.bone.any():
-        warnings.append("no bone was found in view: no window was searched, so 'no lesion' says nothing here")
+        warnings.append(NO_BONE_SEARCHED if getattr(bundle.inferer, "all_windows", False) else NO_BONE)
     warnings += segmentation.notes
     seconds = dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)}
     result = PatientResult(
@@ -156,7 +158,7 @@ def write_results(result: PatientResult, folder: str | Path, options: OutputOpti
     folder = Path(folder)
     if folder.exists() and not options.overwrite:
         raise UsageError("output-exists", f"{folder} exists; pass --overwrite to replace it")
-    if folder.exists() and not _replaceable(folder):
+    if folder.exists() and not replaceable(folder):
         raise UsageError("output-not-a-result", f"{folder} is not a result of volseg alone; nothing there was replaced")
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
@@ -173,7 +175,7 @@ def write_results(result: PatientResult, folder: str | Path, options: OutputOpti
     return folder
 
 
-def _replaceable(folder: Path) -> bool:
+def replaceable(folder: Path) -> bool:
     """Whether nothing is lost with a folder but a result: it is empty, or a result's and has no folders in it."""
     if not folder.is_dir():
         return False

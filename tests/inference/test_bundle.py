@@ -7,6 +7,10 @@ import torch
 
 from volseg.errors import InputError, UsageError
 from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, load_bundle, shipped_bundles
+from volseg.inference.detections_to_source import DetectedLesionsd
+from volseg.inference.postprocess import LesionProbabilityd
+
+RULED_BY_BONE = (LesionProbabilityd, DetectedLesionsd)
 
 
 def test_the_default_bundle_is_shipped():
@@ -38,6 +42,16 @@ def test_settings_are_what_differs_from_the_config_and_changes_the_result(bright
     as_it_is = load_bundle(find_bundle(bright_bundle, trust=True), device="cpu").inferer.overlap
     asked = {"inferer#overlap": as_it_is, "inferer#progress": False}
     assert load_bundle(find_bundle(bright_bundle, trust=True), device="cpu", overrides=asked).settings == {}
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(shipped_bundles()) if not name.startswith("spine_mri")])
+def test_all_windows_switches_the_bone_mask_off_wherever_it_rules(name):
+    for asked in (False, True):
+        bundle = load_bundle(find_bundle(name), device="cpu", overrides={"all_windows": asked})
+        assert bundle.inferer.all_windows is asked
+        ruled = [step.bone_key for step in bundle.postprocessing.transforms if isinstance(step, RULED_BY_BONE)]
+        assert ruled == [None if asked else "bone"]
+        assert bundle.settings == ({"all_windows": True} if asked else {})
 
 
 def test_missing_weights_are_named(bright_bundle):

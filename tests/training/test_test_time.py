@@ -104,6 +104,7 @@ def test_no_steps_and_no_bone_leave_it_to_the_inferer(scan):
     adapting = AdaptingInferer(Look(), steps=2)
     assert torch.equal(adapting(image, network, occupancy=torch.zeros_like(bone), hu=hu), own)
     assert torch.equal(adapting(image, network), own)
+    assert adapting.note == "", "nothing is said of a training that did not take place"
     with pytest.raises(ValueError, match="negative"):
         AdaptingInferer(Look(), steps=-1)
     with pytest.raises(TypeError, match="Module"):
@@ -118,6 +119,7 @@ def test_the_network_and_chance_outside_stay_as_they_were(scan):
     adapting = AdaptingInferer(Look(), steps=3, batch_size=1, learning_rate=1e-2)
     with torch.inference_mode():
         first = adapting(image, network, occupancy=bone, hu=hu)
+        assert "2 x 3 steps in float32" in adapting.note
         assert torch.equal(torch.get_rng_state(), chance)
         assert (np.random.get_state()[1] == numpy_chance).all()  # noqa: NPY002
         torch.rand(7)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from volseg import __version__
 from volseg.cli import bmseg, bundles, demo, evaluate, info, predict, synth, synth_sites, train, validate
-from volseg.cli.shared import FORMATTER, refuse
+from volseg.cli.shared import FORMATTER, check_device, refuse
 from volseg.errors import VolsegError
 
 RESEARCH_ONLY = "Research use only: volseg is not a medical device."
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # sharing explains (2026-11-21). Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        check_device(getattr(args, "device", None))
         return int(args.run(args))
     except VolsegError as error:
         return refuse(error)

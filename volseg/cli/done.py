@@ -26,7 +26,9 @@ class Asked:
     bundle: str
     weights_sha256: str
     settings: Mapping[str, Any]
+    version: str
     series: str | None
+    channels: bool
     probability: bool
 
 
@@ -37,17 +39,25 @@ def asked_of(bundle: str, args: argparse.Namespace) -> Asked:
 
     files = find_bundle(bundle, trust=args.trust_bundle)
     settings = as_json(changed_settings(files, asked_overrides(files, args)))
-    return Asked(files.name, _sha256(files.weights), settings, args.series, args.probability)
+    return Asked(
+        files.name, _sha256(files.weights), settings, files.version, args.series, bool(args.channel), args.probability
+    )
 
 
 def already_done(folder: Path, item: str, asked: Asked, *, overwrite: bool) -> bool:
     """Whether the answer for the study `item` lies in `folder`.
 
-    Raises UsageError where something else lies there: "output-exists", or "output-of-another" for a result of another
-    study, bundle or setting.
+    Raises UsageError where something else lies there: "output-of-another" for a result of another study, bundle or
+    setting, "output-exists" for what is no result; with `overwrite` only the latter, and "output-is-input".
     """
-    if overwrite or not folder.exists():
+    from volseg.pipeline import replaceable
+
+    if folder.resolve() in (source := Path(item).expanduser().resolve(), *source.parents):
+        raise UsageError("output-is-input", f"{folder}, where the result would go, is or holds the input {item}")
+    if not folder.exists() or (overwrite and replaceable(folder)):
         return False
+    if overwrite:
+        raise UsageError("output-exists", f"{folder} {_held(folder)} and was not replaced; choose another --name or -o")
     try:
         document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         differs = _difference(document, item, asked)
@@ -71,25 +81,23 @@ def refuse_result_above(folder: Path) -> None:
 def _difference(document: Mapping[str, Any], item: str, asked: Asked) -> str:
     """What sets a finished result apart from the one asked for; "" for nothing."""
     study, made_by = document["study"], document["provenance"]
-    if not _same_place(str(study["source"]), item):
+    if Path(study["source"]) != Path(item).expanduser().resolve():
         return f"of {study['source']}"
     if made_by["bundle"] != asked.bundle:
         return f"of {made_by['bundle']}"
-    if asked.weights_sha256 and made_by["weights_sha256"] != asked.weights_sha256:
-        return f"of other weights ({made_by['bundle']} {made_by['bundle_version']})"
+    if (made_by["bundle_version"], made_by["weights_sha256"]) != (asked.version, asked.weights_sha256):
+        return f"of other weights or another version ({made_by['bundle']} {made_by['bundle_version']})"
+    heeded = made_by.get("other_weights", {})
+    if changed := [name for name, weights in heeded.items() if _weights_of(name) != weights]:
+        return f"for which other weights of {', '.join(changed)} were heeded"
     settings = made_by.get("settings", {})
     if settings != asked.settings:
         return f"made with {_in_words(settings)}, now {_in_words(asked.settings)}"
     if asked.series and not str(study["series_uid"]).endswith(asked.series.lstrip(".")):
         return f"of series {study['series_uid']}"
+    if asked.channels:
+        return "perhaps made with other series than --channel says now"
     return ""
-
-
-def _same_place(recorded: str, item: str) -> bool:
-    """A path that was recorded relative to a folder no longer known is the same if the one asked for ends with it."""
-    asked, then = Path(item).expanduser().resolve(), Path(recorded).expanduser()
-    parts = tuple(part for part in then.parts if part not in (".", ".."))
-    return asked == then.resolve() or (not then.is_absolute() and asked.parts[-len(parts) :] == parts != ())
 
 
 def _held(folder: Path) -> str:
@@ -99,6 +107,12 @@ def _held(folder: Path) -> str:
 
 def _in_words(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "the bundle's own settings"
+
+
+def _weights_of(bundle: str) -> str:
+    from volseg.inference.bundle import shipped_bundles
+
+    return _sha256(shipped_bundles()[bundle] / "models/model.pt") if bundle in shipped_bundles() else ""
 
 
 def _sha256(weights: Path) -> str:

@@ -55,7 +55,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     predict.add_argument("--register", action="store_true", help="MRI: move the other sequences rigidly onto it first")
     predict.add_argument("--name", help="folder name of the result (one input only)")
     predict.add_argument("--probability", action="store_true", help="also write probability.nii.gz")
-    predict.add_argument("--all-windows", action="store_true", help="search the whole volume, not only where bone is")
+    predict.add_argument("--all-windows", action="store_true", help="search and report the whole volume, not only bone")
     predict.add_argument("--overlap", type=fraction, metavar="F", help="overlap of windows, 0 <= F < 1")
     predict.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16"), default=None,
@@ -82,7 +82,7 @@ def _predict(args: argparse.Namespace) -> int:
         if (todo_here := _not_done(out, item, name, bundles, args))
     ]
     loaded: dict[str, LoadedBundle] = {}
-    failures = 0
+    failures: list[int] = []
     for item, name, todo_here in todo:
         start = time.perf_counter()
         try:
@@ -97,22 +97,26 @@ def _predict(args: argparse.Namespace) -> int:
 
                 page = write_side_by_side(out / name, [f.name for f in _folders(out, name, bundles)])
                 print(f"{name}: side by side in {page}")
-        except UsageError:
-            raise
         except VolsegError as error:
-            failures += 1
-            refuse(error)
+            failures.append(refuse(error))
     if len(args.inputs) > 1 and todo:
-        print(f"{len(todo) - failures} of {len(todo)} studies done" + (f", {failures} failed" if failures else ""))
-    return 1 if failures else 0
+        print(
+            f"{len(todo) - len(failures)} of {len(todo)} studies done"
+            + (f", {len(failures)} failed" if failures else "")
+        )
+    return failures[0] if len(failures) == len(args.inputs) == 1 else int(bool(failures))
 
 
 def _asked_bundles(args: argparse.Namespace) -> list[str]:
     """The bundles in the order asked for, each once; those of a trusted folder by their path."""
-    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle
+    from volseg.inference.bundle import DEFAULT_BUNDLE, find_bundle, shipped_bundles
 
-    bundles = list(dict.fromkeys(args.bundle or [DEFAULT_BUNDLE]))
-    files = [find_bundle(bundle, trust=args.trust_bundle) for bundle in bundles]
+    shipped = shipped_bundles()
+    found = {
+        one.root: one for one in (find_bundle(b, trust=args.trust_bundle) for b in args.bundle or [DEFAULT_BUNDLE])
+    }
+    files = list(found.values())
+    bundles = [one.name if shipped.get(one.name) == one.root else str(one.root) for one in files]
     check_switches(args, files)
     if len(bundles) > 1:
         roots = [one.root for one in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -30,9 +31,12 @@ Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not 
 
 def load(bundle: str, args: argparse.Namespace) -> LoadedBundle:
     from volseg.inference.bundle import find_bundle, load_bundle
+    from volseg.inference.ensemble import other_weights
 
     files = find_bundle(bundle, trust=args.trust_bundle)
-    return load_bundle(files, device=args.device, overrides=asked_overrides(files, args))
+    loaded = load_bundle(files, device=args.device, overrides=asked_overrides(files, args))
+    other_weights(loaded)  # bundles that are heeded are loaded now: one that is missing is told before the search
+    return loaded
 
 
 def asked_overrides(files: BundleFiles, args: argparse.Namespace) -> dict[str, Any]:
@@ -44,9 +48,11 @@ def asked_overrides(files: BundleFiles, args: argparse.Namespace) -> dict[str, A
     if args.overlap is not None:
         overrides["inferer#overlap"] = args.overlap
     if args.all_windows:
-        overrides["inferer#all_windows"] = True
+        overrides["all_windows" if has_switch(files, "all_windows") else "inferer#all_windows"] = True
     if (precision := asked_precision(args)) is not None:
         overrides["inferer#precision"] = precision
+        if getattr(args, "adapt", False) and has_switch(files, "adapt_precision"):
+            overrides["adapt_precision"] = precision
     overrides |= {name: True for name in SWITCHES if getattr(args, name, False) and has_switch(files, name)}
     if modality_of(files.metadata) == MR:
         asked = (getattr(args, "reference", None) or "").lower()
@@ -82,16 +88,40 @@ def asked_precision(args: argparse.Namespace) -> str | None:
     return best if args.precision == "auto" else str(args.precision)
 
 
+def check_device(device: str | None) -> None:
+    """Raises UsageError("device-unknown") where torch knows no such device, or this machine has none."""
+    if device is None:
+        return
+    import torch
+
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise UsageError("device-unknown", f"{device!r} is no device; cpu, cuda, cuda:1 ...") from None
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (kind.index or 0) >= found.get(kind.type, 0):
+        raise UsageError(
+            "device-unknown", f"{device} is not there; found: " + ", ".join(k for k, n in found.items() if n)
+        )
+
+
 def check_output(out: Path, inputs: Sequence[str]) -> None:
     for item in inputs:
         source = Path(item)
-        if source.is_dir() and (out.resolve() == source.resolve() or source.resolve() in out.resolve().parents):
+        if _is_folder(source) and (out.resolve() == source.resolve() or source.resolve() in out.resolve().parents):
             raise UsageError("output-inside-input", f"{out} lies inside the input {source}; choose another folder")
     if out.exists() and not out.is_dir():
         raise UsageError("output-not-a-folder", f"{out} is a file; -o wants a folder")
     parent = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise UsageError("output-read-only", f"{parent} cannot be written to; choose another folder with -o")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # may not be looked at: its reader says so, for that study alone
+        return False
 
 
 def study_name(item: str) -> str:
@@ -101,12 +131,12 @@ def study_name(item: str) -> str:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Two inputs of the same name get a number each, in the order given."""
-    seen: dict[str, int] = {}
-    unique = []
+    """Two inputs of the same name get a number each, in the order given: one that no other input has for its name."""
+    unique: list[str] = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        numbered = (f"{name}_{n}" for n in itertools.count(2))
+        free = (one for one in numbered if one not in names and one not in unique)
+        unique.append(name if name not in unique else next(free))
     return unique
 
 

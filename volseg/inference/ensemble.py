@@ -35,6 +35,7 @@ class OtherBundles(MapTransform):
         source_key: the image as it was read (1, X, Y, Z), from which each makes its own input; it is taken out.
         device: where they run.
         progress: their bars; None shows them only on a terminal.
+        all_windows: they too search where no bone is.
 
     Under `AVERAGED_WITH` a line is added that names the bundles, their versions and weights.
     """
@@ -49,15 +50,16 @@ class OtherBundles(MapTransform):
         source_key: str = "source",
         device: torch.device | str = "cpu",
         progress: bool | None = False,
+        all_windows: bool = False,
     ) -> None:
         super().__init__(keys)
-        self.names, self.source_key, self.device, self.progress = tuple(bundles), source_key, str(device), progress
+        self.names, self.source_key, self.device = tuple(bundles), source_key, str(device)
+        self.overrides = {PROGRESS: progress, "all_windows": all_windows}
 
     @cached_property
     def loaded(self) -> list[LoadedBundle]:
         """The bundles, in the order of their names."""
-        overrides = {PROGRESS: self.progress}
-        return [load_bundle(find_bundle(name), device=self.device, overrides=overrides) for name in self.names]
+        return [load_bundle(find_bundle(name), device=self.device, overrides=self.overrides) for name in self.names]
 
     def maps(self, d: dict[Hashable, Any], grid: MetaTensor) -> Tensor:
         """Probabilities of a lesion on `grid`, (N, X, Y, Z) float32, one per bundle."""

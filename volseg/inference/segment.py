@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from volseg.errors import VolsegError
@@ -64,7 +65,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
 
-    data = _prepared(given, bundle)
+    data = _through(bundle.preprocessing, given)
     bone = data.get("bone")
     clock.lap("preprocessing")
 
@@ -72,7 +73,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     data["image"] = data["image"].cpu()
     clock.lap("network")
 
-    data = bundle.postprocessing(data)
+    data = _through(bundle.postprocessing, data)
     instances = _voxels(data["pred"]).astype(np.uint16)
     probability = _voxels(data["probability"]).astype(np.float32, copy=False)
     if bone is None:
@@ -102,7 +103,7 @@ def lesion_map(given: dict[str, Any], bundle: LoadedBundle) -> MetaTensor:
 
     `given`: what the bundle's preprocessing takes, without the loader: {"image": (1, X, Y, Z) MetaTensor in HU}.
     """
-    data = _prepared(given, bundle)
+    data = _through(bundle.preprocessing, given)
     data["pred"] = _searched(data, bundle)
     for step in bundle.postprocessing.transforms:
         data = step(data)
@@ -122,10 +123,10 @@ def _searched(data: dict[Any, Any], bundle: LoadedBundle) -> MetaTensor:
     return MetaTensor(logits[0], meta=data["image"].meta)
 
 
-def _prepared(given: dict[str, Any], bundle: LoadedBundle) -> dict[Any, Any]:
-    """Preprocessed data. MONAI's Compose hides what a transform refuses in a RuntimeError: it comes out again here."""
+def _through(transforms: Compose, data: dict[Any, Any]) -> dict[Any, Any]:
+    """Transformed data. MONAI's Compose hides what a transform refuses in a RuntimeError: it comes out again here."""
     try:
-        return bundle.preprocessing(given)
+        return transforms(data)
     except RuntimeError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, VolsegError):

@@ -90,12 +90,13 @@ class AdaptingInferer(Inferer):
         self.inferer, self.steps, self.spacing_mm, self.windows_hu = inferer, steps, spacing_mm, windows_hu
         self.crop_size, self.batch_size, self.learning_rate = tuple(crop_size), batch_size, learning_rate
         self.precision, self.seed, self.progress = precision, seed, progress
+        self._learnt = False
 
     @property
     def note(self) -> str:
-        """What to tell the reader of a result; empty if nothing is trained."""
-        how = f"2 x {self.steps} steps on synthetic lesions grown in its bone"
-        return f"before the search the network was trained on this scan itself: {how}" if self.steps else ""
+        """What to tell the reader of the last result; empty if nothing was trained for it."""
+        how = f"2 x {self.steps} steps in {self.precision} on synthetic lesions grown in its bone"
+        return f"before the search the network was trained on this scan itself: {how}" if self._learnt else ""
 
     def __call__(
         self,
@@ -107,6 +108,7 @@ class AdaptingInferer(Inferer):
         **kwargs: Any,
     ) -> Tensor:
         """(B, C, X, Y, Z) -> logits (B, 2, X, Y, Z)."""
+        self._learnt = False
         own: Tensor = self.inferer(inputs, network, *args, occupancy=occupancy, **kwargs)
         if not self.steps or occupancy is None or hu is None:
             return own
@@ -117,6 +119,7 @@ class AdaptingInferer(Inferer):
             bone = plain(occupancy[i, 0]).cpu().numpy().astype(np.uint8)
             if not (bone > 0).any():
                 continue
+            self._learnt = True
             probability = own[i].float().softmax(0)
             first = first_half(bone > 0, plain(probability[1]).cpu().numpy() >= SUSPECT, self.spacing_mm)
             copies = self.trained_copies(plain(hu[i, 0]).cpu().numpy(), bone, first, network)
