@@ -25,6 +25,18 @@ def test_a_lesion_that_covers_two_is_paired_with_the_larger():
     assert same_places([a, b]) == [(1, 1), (None, 2)]
 
 
+def test_lesions_of_a_row_share_a_voxel():
+    # 1 of a covers both of b; 2 of a lies on 1 of b alone, far from 2 of b.
+    assert same_places([line(2, 0, 1, 1, 1), line(1, 1, 1, 0, 2)]) == [(1, 1), (2, None), (None, 2)]
+    # A chain: 1 of a touches 2 of b, that 2 of a, and that 1 of b, where 1 of a is not.
+    assert same_places([line(1, 1, 2, 2), line(0, 2, 2, 1)]) == [(1, 2), (2, 1)]
+
+
+def test_further_lesions_that_share_a_voxel_are_a_row_too():
+    # 1 of a reaches into 2 of b, the rest of which is 2 of a.
+    assert same_places([line(1, 1, 1, 2), line(1, 1, 2, 2)]) == [(1, 1), (2, 2)]
+
+
 def test_three_maps_meet_through_the_one_between_them():
     assert same_places([line(1, 0, 0), line(1, 1, 0), line(0, 1, 0)]) == [(1, 1, 1)]
 

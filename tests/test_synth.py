@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from volseg.cli import main
+from volseg.cli.shared import unique_names
 from volseg.errors import InputError
+from volseg.folds import FoldOptions, write_fold
+from volseg.inference.datasets import listed_cases
 from volseg.io import write_nifti
 from volseg.synth import SynthOptions, write_cases
 from volseg.types import Volume
@@ -60,6 +64,46 @@ def test_a_run_that_was_cut_off_goes_on_and_touches_nothing_finished(ct, tmp_pat
     assert len(json.loads((tmp_path / "datalist.json").read_text())["training"]) == 2
 
 
+def test_the_same_cases_under_another_section_are_moved_there(ct, tmp_path):
+    write_cases({"block": ct}, tmp_path, OPTIONS, progress=False)
+    write_cases({"block": ct}, tmp_path, replace(OPTIONS, n=1, section="testing"), progress=False)
+    document = json.loads((tmp_path / "datalist.json").read_text())
+    sections = {name: [case["image"] for case in document[name]] for name in ("training", "testing")}
+    assert sections == {"training": ["imagesTr/block_s4_001.nii.gz"], "testing": ["imagesTr/block_s4_000.nii.gz"]}
+
+
+def test_folds_are_over_bodies(ct, tmp_path):
+    """Three CTs, two of one file name (the second is numbered), two cases each; a phantom is a body of its own."""
+    names = unique_names(["ct", "ct", "other", "phantom"])
+    sources = dict.fromkeys(names, ct) | {"phantom": None}
+    for name in names[:3]:  # lie there already: what is listed does not depend on what is grown
+        _lie(tmp_path, [f"{name}_s4_{number:03d}" for number in range(2)])
+    _lie(tmp_path, ["phantom_s4_000", "phantom_s4_001"])
+    write_cases(sources, tmp_path, OPTIONS, progress=False)
+    listed = json.loads((tmp_path / "datalist.json").read_text())["training"]
+    assert [case["patient"] for case in listed] == [
+        "ct", "ct", "ct_2", "ct_2", "other", "other", "phantom_s4_000", "phantom_s4_001",
+    ]  # fmt: skip
+    fold = json.loads(write_fold(tmp_path, tmp_path / "fold", FoldOptions(2, 0)).read_text())
+    training, validation = ({case["patient"] for case in fold[name]} for name in ("training", "validation"))
+    assert not training & validation and len(training | validation) == 5
+    assert all(set(case) == {"image", "label"} for case in listed_cases(str(tmp_path), "training"))
+
+
+def test_a_folder_of_an_older_volseg_goes_on_and_learns_whose_its_cases_are(ct, tmp_path):
+    write_cases({"block": ct}, tmp_path, OPTIONS, progress=False)
+    path = tmp_path / "datalist.json"
+    new = path.read_text()
+    document = json.loads(new)
+    for case in document["training"]:
+        del case["patient"]
+    path.write_text(json.dumps(document))
+    assert len(listed_cases(str(tmp_path), "training")) == 2
+    write_fold(tmp_path, tmp_path / "fold", FoldOptions(2, 0))
+    write_cases({"block": ct}, tmp_path, OPTIONS, progress=False)
+    assert json.loads(path.read_text()) == json.loads(new)
+
+
 def test_blocks_keep_their_place_in_the_world(ct, tmp_path):
     options = SynthOptions(n=1, seed=2, lesions=(0, 0), distractors=(0, 0), healthy=0.0, block_mm=30)
     image = nib.load(write_cases({"block": ct}, tmp_path, options, progress=False)[0])
@@ -84,6 +128,14 @@ def test_the_command_line_grows_cases_and_merges_sections(ct, tmp_path):
     assert main([*base, "--seed", "2", "--section", "testing"]) == 0
     document = json.loads((out / "datalist.json").read_text())
     assert len(document["training"]) == len(document["testing"]) == 1
+
+
+def _lie(folder, stems):
+    """Finished cases, as far as their names tell."""
+    for sub, suffix in (("imagesTr", ".nii.gz"), ("parameters", ".json"), ("labelsTr", ".nii.gz")):
+        (folder / sub).mkdir(exist_ok=True)
+        for stem in stems:
+            (folder / sub / f"{stem}{suffix}").touch()
 
 
 def _array(content: bytes, folder):

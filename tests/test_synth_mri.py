@@ -54,6 +54,14 @@ def test_a_run_that_was_cut_off_goes_on_and_lists_every_case_once(small, tmp_pat
     assert len(json.loads((tmp_path / "datalist.json").read_text())["training"]) == 2
 
 
+def test_every_phantom_is_a_patient_and_stands_in_one_section(small, tmp_path):
+    write_mri_cases(tmp_path, MriSynthOptions(n=2, seed=4), progress=False)
+    write_mri_cases(tmp_path, MriSynthOptions(n=1, seed=4, section="testing"), progress=False)
+    document = json.loads((tmp_path / "datalist.json").read_text())
+    assert [case["patient"] for case in document["training"]] == ["mri_s4_001"]
+    assert [case["patient"] for case in document["testing"]] == ["mri_s4_000"]
+
+
 def test_sites_differ_and_some_cases_hold_no_lesion(monkeypatch):
     monkeypatch.setattr(phantoms, "mri_phantom", lambda rng, o: o)
     drawn = [mri_case(MriSynthOptions(seed=3), n)[1] for n in range(60)]

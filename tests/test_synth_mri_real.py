@@ -104,6 +104,8 @@ def test_the_command_line_grows_them_in_a_folder_of_sequences(healthy, tmp_path,
     assert "2 MRI studies" in capsys.readouterr().out
     cases = listed_cases(str(tmp_path / "out"), "training")
     assert [c["image"].rsplit("/", 1)[1] for c in cases] == ["patient_s0_000", "patient_s0_001"]
+    listed = json.loads((tmp_path / "out" / "datalist.json").read_text())["training"]
+    assert [case["patient"] for case in listed] == ["patient", "patient"]  # one body: one side of every fold
     label = nib.load(cases[0]["label"])
     facts = json.loads((tmp_path / "out" / "parameters" / "patient_s0_000.json").read_text())
     assert facts["synthetic"] is True and facts["source"] == "patient"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -39,29 +40,25 @@ def write_side_by_side(folder: Path, bundles: Sequence[str]) -> Path:
 def same_places(masks: Sequence[NDArray[np.int64]]) -> list[Row]:
     """Which lesions of several instance maps (one shape) are one place: rows of ids, None where a map has none.
 
-    Lesions that share a voxel, directly or through a third map's lesion, lie in one place; of several in one map the
-    largest stands for it and the others get rows of their own.
+    A row holds lesions that share a voxel, directly or through another lesion of the row, one of each map and each
+    lesion once. Of several that a map has there the largest stands for it; the others get rows of their own.
     """
-    place: dict[tuple[int, int], int] = {}
-    groups: list[set[tuple[int, int]]] = []
-    for k, mask in enumerate(masks):
-        for i in np.unique(mask[mask > 0]):
-            place[(k, int(i))] = len(groups)
-            groups.append({(k, int(i))})
-    for a in range(len(masks)):
-        for b in range(a + 1, len(masks)):
-            both = (masks[a] > 0) & (masks[b] > 0)
-            for i, j in {(int(i), int(j)) for i, j in zip(masks[a][both], masks[b][both], strict=True)}:
-                one, other = place[(a, i)], place[(b, j)]
-                if one != other:
-                    groups[one] |= groups[other]
-                    for lesion in groups[other]:
-                        place[lesion] = one
-                    groups[other] = set()
+    # (id, map): ids run from the largest lesion on, so that the smallest of these is the largest lesion.
+    touching = {(int(i), k): set[tuple[int, int]]() for k, mask in enumerate(masks) for i in np.unique(mask[mask > 0])}
+    for a, b in combinations(range(len(masks)), 2):
+        both = (masks[a] > 0) & (masks[b] > 0)
+        for i, j in np.unique(np.stack([masks[a][both], masks[b][both]], axis=1), axis=0).tolist():
+            touching[i, a].add((j, b))
+            touching[j, b].add((i, a))
+    left = set(touching)
     rows: list[Row] = []
-    for group in groups:
-        of_map = [sorted(i for k, i in group if k == number) for number in range(len(masks))]
-        # Ids run from the largest lesion on.
-        for rank in range(max((len(ids) for ids in of_map), default=0)):
-            rows.append(tuple(ids[rank] if rank < len(ids) else None for ids in of_map))
+    for lesion in sorted(touching):
+        near, row = {lesion} & left, dict[int, int]()
+        while near:
+            i, k = min(near)
+            row[k] = i
+            left.remove((i, k))
+            near = {other for other in (near | touching[i, k]) & left if other[1] not in row}
+        if row:
+            rows.append(tuple(row.get(k) for k in range(len(masks))))
     return sorted(rows, key=lambda row: (-sum(i is not None for i in row), [i or 1 << 30 for i in row]))

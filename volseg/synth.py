@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,11 +72,13 @@ def write_cases(
 ) -> list[Path]:
     """Grow `options.n` cases in each source and list them in `folder`/datalist.json; returns the image paths.
 
-    `sources` maps a name (safe for files) to a CT in HU, or to None for phantoms. Cases already there are kept.
+    `sources` maps a name (safe for files) to a CT in HU, or to None for phantoms. Cases already there are kept; those
+    that another section lists are moved from there. The cases of one CT are one patient's, named as the CT is.
     """
     for sub in ("imagesTr", "labelsTr", "parameters"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     images: list[Path] = []
+    patients: dict[Path, str] = {}
     bar = tqdm(
         total=len(sources) * options.n,
         desc="growing lesions",
@@ -94,8 +96,10 @@ def write_cases(
                     source = source or prepare(name, volume)
                     _write_case(source, stem, paths, options, number)
                 images.append(paths["image"])
+                # All cases of a CT show one body and belong together; every phantom is a body of its own.
+                patients[paths["image"]] = stem if volume is None else name
                 bar.update()
-    _list_cases(folder, images, options.section)
+    _list_cases(folder, patients, options.section)
     say(f"{len(images)} cases in {folder}, listed in {DATALIST} under {options.section!r}")
     return images
 
@@ -174,14 +178,17 @@ def _paths(folder: Path, stem: str) -> dict[str, Path]:
     }
 
 
-def _list_cases(folder: Path, images: Sequence[Path], section: str) -> None:
+def _list_cases(folder: Path, patients: Mapping[Path, str], section: str) -> None:
+    """`patients` are those of the images."""
     about = {
         "name": "volseg synthetic bone lesions",
         "description": "SYNTHETIC: lesions grown in CT; not clinical data",
         "labels": {"0": "background", "1...": "lesion instances"},
         "modality": {"0": "CT"},
     }
-    relative = [image.relative_to(folder).as_posix() for image in images]
-    cases = [{"image": image, "label": image.replace("imagesTr", "labelsTr", 1)} for image in relative]
+    cases = [
+        {"image": f"imagesTr/{image.name}", "label": f"labelsTr/{image.name}", "patient": patient}
+        for image, patient in patients.items()
+    ]
     path = folder / DATALIST
     write_whole(path, json.dumps(with_cases(path, section, cases, about), indent=1))

@@ -77,8 +77,11 @@ def compare_arms(
                 rng=rng, resamples=resamples,
             )  # fmt: skip
             estimate = difference.estimate
+            low, high = estimate.low, estimate.high
+            if math.isnan(low) and not math.isnan(difference.p_value):  # every resample alike: p alone speaks
+                low = high = estimate.value if difference.p_value < 0.05 else 0.0
             rows[figure] = asdict(difference) | {
-                "verdict": verdict(first, second, better * estimate.low, better * estimate.high),
+                "verdict": verdict(first, second, better * low, better * high),
                 "seeds": [
                     float(np.mean(_figure(a, figure)) - np.mean(_figure(b, figure)))
                     for a, b in zip(results[first].values(), results[second].values(), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from volseg.errors import InputError
 from volseg.evaluate.answers import origin_predictions
 from volseg.evaluate.compare import EvaluateOptions, compare_pairs
 from volseg.evaluate.pairs import pair_folders, read_patients_strictly
+from volseg.evaluate.write import write_case_tables, write_report
+from volseg.evaluation.page import Section
+from volseg.evaluation.tables import Table
 from volseg.io import write_nifti
 
 from .conftest import AFFINE, SHAPE, block
@@ -43,6 +47,10 @@ def test_the_command_writes_a_page_and_the_numbers_behind_it(cohort, capsys):
     assert document["segmentation"]["positive"]["dice"]["value"] == pytest.approx(7 / 8 * dice)
     assert document["segmentation"]["negative"]["specificity"]["value"] == 2 / 4
     assert document["origin_patient"]["metrics"]["sensitivity"]["n"] == 6
+    # A model against itself: p is 1, and no interval, for no spread was seen.
+    itself = document["paired"]["differences"]["DSC, volumes with lesions"]
+    assert (itself["estimate"]["value"], itself["estimate"]["low"], itself["p_value"]) == (0, None, 1)
+    assert '"DSC, volumes with lesions",0.000,1.000,' in (out / "tables/pred_minus_pred.csv").read_text()
     rows = list(csv.DictReader((out / "cases.csv").open()))
     assert len(rows) == 12 and rows[1]["case"] == "p1" and rows[1]["hd95_mm"] == "inf" and rows[1]["found"] == "0"
     lesions = list(csv.DictReader((out / "lesions.csv").open()))
@@ -81,6 +89,31 @@ def test_a_missing_prediction_counts_as_nothing_found_only_when_asked(cohort):
     shutil.rmtree(cohort / "pred/p2")
     _, cases, _ = pairs_and_cases(cohort, EvaluateOptions(missing_is_empty=True))
     assert cases[[c.case for c in cases].index("p2")].overlap.dice == 0
+
+
+def test_what_was_kept_for_a_missing_prediction_is_not_believed_once_none_may_be_missing(cohort):
+    shutil.rmtree(cohort / "pred/p2")
+    pairs_and_cases(cohort, EvaluateOptions(missing_is_empty=True))
+    with pytest.raises(InputError, match="p2: there is no prediction"):
+        pairs_and_cases(cohort)
+
+
+def test_a_table_or_figure_never_overwrites_another(tmp_path):
+    table = Table("Per volume", ("a",), (("1",),))
+    sections = [Section("B", (table,)), Section("A", (replace(table, title="Per volume?"),))]
+    about = {"title": "", "lead": "", "tiles": {}, "notes": [], "document": {}}
+    with pytest.raises(ValueError, match=r"section 'A': per_volume\.csv"):
+        write_report(tmp_path, "page", sections=sections, **about)
+    with pytest.raises(ValueError, match=r"section 'D': roc\.png"):
+        write_report(tmp_path, "page", sections=[Section(s, (), {"ROC": b""}) for s in "CD"], **about)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_cases_and_patients_run_in_no_spreadsheet(cohort):
+    _, (case, *_), _ = pairs_and_cases(cohort)
+    write_case_tables([replace(case, case="-2+3|x", patient="\t=1"), replace(case, case="-7")], cohort, iou=0.1)
+    rows = list(csv.DictReader((cohort / "cases.csv").open(newline="")))
+    assert [(row["case"], row["patient"]) for row in rows] == [("'-2+3|x", "'\t=1"), ("-7", "p0")]
 
 
 def test_plain_masks_are_paired_by_name_and_score_1(cohort):

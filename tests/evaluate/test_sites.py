@@ -14,6 +14,7 @@ from volseg.evaluate import EvaluateOptions, ValidateOptions, validate_sites
 from volseg.evaluate.freeze import freeze_rule, write_frozen, write_tested
 from volseg.evaluate.sites import _results
 from volseg.io.cohort import read_cohort
+from volseg.io.files import safe_name
 
 OPTIONS = ValidateOptions("B", "A", evaluate=EvaluateOptions(resamples=50))
 
@@ -53,6 +54,14 @@ def test_the_command_freezes_tests_and_reports_both_sites(cohort, capsys):
     crosstable = next(row for row in rows if row[0] == "30")
     # At .475 two of the four diseased of A are called; the false lesion of p6 scores .3.
     assert "any lesion, patient level: 2 true positive, 0 false positive, 2 false negative, 2 true" in crosstable[2]
+    # The diseased: p1, p2, p4, p5 of B, of which p1 is missed; p7, p8, p10, p11 of A.
+    for part, dice in (("training_site_b", 0.75 * 10 / 12), ("external_site_a", 10 / 12)):
+        table = (out / f"tables/segmentation_per_volume_{part}.csv").read_text()
+        assert f'with lesions,"DSC, mean",{dice:.3f}' in table
+        assert (out / f"tables/any_lesion_per_patient_{part}.csv").is_file()
+        assert (out / f"figures/bland_altman_of_lesion_volume_{part}.png").is_file()
+    assert "<h3>Segmentation, per volume, training (site B)</h3>" in page
+    assert "<h3>Segmentation, per volume, external (site A)</h3>" in page
     table = (out / "tables/training_and_external_validation.csv").read_text()
     assert table.startswith("cohort,level,question,n,DSC,sensitivity,specificity,AUC,accuracy")
     assert table.count("training (site B)") == table.count("external (site A)") == 4
@@ -168,6 +177,24 @@ def test_a_leak_stops_everything_and_the_whole_list_lies_beside(cohort, capsys):
     assert "cohort-refused: 2 problems" in error and "hold the same voxels" in error and len(error.splitlines()) == 1
     listed = (cohort.parent / "out/cohort_check.txt").read_text()
     assert "image-in-two-splits: imagesTr/p0.nii.gz and imagesTr/p7.nii.gz" in listed and "file-missing" in listed
+
+
+def test_two_images_of_one_name_would_share_a_result_and_are_refused(cohort, capsys):
+    """A/img.nii.gz and B/img.nii.gz: one patient's masks would be scored against another's truth."""
+    (cohort / "other").mkdir()
+    twin = safe_name("p 1")
+    moved = {"p7": "other/p0", "p1": "imagesTr/p 1", "p8": f"other/{twin}"}
+    listed = (cohort / "datalist.json").read_text()
+    for patient, image in moved.items():
+        (cohort / f"imagesTr/{patient}.nii.gz").rename(cohort / f"{image}.nii.gz")
+        listed = listed.replace(f'"imagesTr/{patient}.nii.gz"', f'"{image}.nii.gz", "patient": "{patient}"')
+    (cohort / "datalist.json").write_text(listed)
+    sites = ["--train-site", "B", "--test-site", "A", "--pred", str(cohort / "pred")]
+    assert validate(cohort, *sites) == 1
+    assert "cohort-refused: 2 problems" in capsys.readouterr().err
+    told = (cohort.parent / "out/cohort_check.txt").read_text()
+    assert "name-twice: imagesTr/p0.nii.gz and other/p0.nii.gz: share the name p0" in told
+    assert f"name-twice: imagesTr/p 1.nii.gz and other/{twin}.nii.gz: share the name {twin}" in told
 
 
 def test_the_check_alone_says_so_when_nothing_is_wrong(cohort, capsys):

@@ -88,7 +88,26 @@ def test_a_paired_difference_sees_what_unpaired_noise_would_hide(rng):
 def test_two_equal_models_differ_by_nothing_with_p_1(rng):
     values = rng.normal(size=12)
     result = paired_bootstrap(lambda r: values[r].mean(), lambda r: values[r].mean(), np.arange(12), rng=rng)
-    assert (result.estimate.value, result.estimate.low, result.estimate.high, result.p_value) == (0, 0, 0, 1)
+    assert (result.estimate.value, result.p_value) == (0, 1)
+    assert math.isnan(result.estimate.low) and math.isnan(result.estimate.high), "no spread was seen"
+    assert "all alike" in result.estimate.method
+
+
+@pytest.mark.parametrize("gains", [(0.02, 0.3), (0.1, 0.1), (0.1, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)])
+def test_p_is_never_below_what_signs_alone_can_say(gains, rng):
+    """Two patients who both gain do so by chance one time in two."""
+    gain = np.array(gains)
+    result = paired_bootstrap(lambda r: gain[r].mean(), lambda r: 0.0, np.arange(gain.size), rng=rng)
+    assert result.p_value == 2 / 2**gain.size
+
+
+def test_a_gain_that_is_alike_in_all_patients_has_no_interval(rng):
+    base = np.array([0.3, 0.11, 0.72, 0.5, 0.26, 0.9, 0.41])  # .1 more is not .1 more in floating point
+    result = paired_bootstrap(
+        lambda r: (base + 0.1)[r].mean(), lambda r: base[r].mean(), [0, 0, 1, 2, 3, 3, 3], rng=rng
+    )
+    assert result.estimate.value == pytest.approx(0.1) and math.isnan(result.estimate.low)
+    assert result.p_value == 2 / 2**4
 
 
 def test_one_patient_or_an_undefined_value_has_no_interval(rng):
@@ -102,6 +121,16 @@ def test_one_patient_or_an_undefined_value_has_no_interval(rng):
 def test_values_that_are_all_alike_have_no_interval_rather_than_a_certain_one(rng):
     same = bootstrap(lambda rows: np.ones(3)[rows].mean(), np.arange(3), rng=rng, resamples=50)
     assert same.value == 1 and math.isnan(same.low) and "all alike" in same.method
+
+
+def test_resamples_without_a_value_are_no_spread_either(rng):
+    # A share of marks, all right, that a resample without any mark (1 in 55) leaves undefined.
+    marks = np.array([1, 1, 1, 1] + [0] * 6)
+    share = bootstrap(
+        lambda rows: marks[rows].sum() / marks[rows].sum() if marks[rows].any() else math.nan,
+        np.arange(10), rng=rng, resamples=500,
+    )  # fmt: skip
+    assert share.value == 1 and math.isnan(share.low) and "all alike" in share.method
 
 
 def test_infinite_values_reach_the_limit_instead_of_becoming_nan(rng):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from volseg.evaluation.calibration import calibration, decision_curve, reliability
 
@@ -48,6 +49,68 @@ def test_the_slope_finds_overconfidence_and_its_interval_covers_it_19_times_in_2
         slope = calibration(*drawn(rng, 200, slope=0.6)).slope
         covered += slope.low <= 0.6 <= slope.high
     assert 0.92 <= covered / 300 <= 0.98
+
+
+def clustered(rng: np.random.Generator, patients: int):
+    """1 to 8 lesions of each patient, all of one class, with a share of the score in common; the slope is 1.
+
+    x is normal with variance 1.44 about -.72 and .72 in the two classes: the log odds of a lesion are x itself.
+    """
+    who = np.repeat(np.arange(patients), rng.integers(1, 9, patients))
+    y = rng.integers(0, 2, patients)
+    common, own = rng.normal(0, math.sqrt(0.72), patients), rng.normal(0, math.sqrt(0.72), who.size)
+    return y[who], logistic(0.72 * (2 * y[who] - 1) + common[who] + own), who
+
+
+def test_the_interval_over_patients_agrees_with_statsmodels_sandwich(rng):
+    sm = pytest.importorskip("statsmodels.api", reason="statsmodels is not installed")
+    y, p, who = clustered(rng, 50)
+    x = np.log(p / (1 - p))
+    kinds = {"cov_type": "cluster", "cov_kwds": {"groups": who, "use_correction": False}}
+    both = sm.GLM(y, sm.add_constant(x), family=sm.families.Binomial()).fit(**kinds)
+    alone = sm.GLM(y, np.ones_like(x), family=sm.families.Binomial(), offset=x).fit(**kinds)
+    ours, model = calibration(y, p, patients=who, unit="lesions"), calibration(y, p, unit="lesions")
+    for one, error, k in (
+        (ours.intercept, both.bse[0], 2), (ours.slope, both.bse[1], 2), (ours.in_the_large, alone.bse[0], 1)
+    ):  # fmt: skip
+        half = stats.t.ppf(0.975, 50 - k) * math.sqrt(50 / (50 - k)) * error
+        assert (one.high - one.low) / 2 == pytest.approx(half, rel=1e-4) and "over 50 patients" in one.method
+    assert ours.slope.value == model.slope.value and ours.slope.n == who.size
+
+
+def test_with_one_row_per_patient_the_interval_is_near_that_of_the_model(rng):
+    y, p = drawn(rng, 2000)
+    robust, model = (calibration(y, p, patients=who) for who in (np.arange(2000), None))
+    for one, other in ((robust.slope, model.slope), (robust.in_the_large, model.in_the_large)):
+        assert (one.high - one.low) == pytest.approx(other.high - other.low, rel=0.05)
+
+
+def test_repeated_rows_do_not_pretend_to_be_new_patients(rng):
+    y, p = drawn(rng, 60)
+    plain = calibration(y, p, patients=np.arange(60))
+    tripled = calibration(np.repeat(y, 3), np.repeat(p, 3), patients=np.repeat(np.arange(60), 3))
+    assert (tripled.slope.low, tripled.slope.high) == pytest.approx((plain.slope.low, plain.slope.high))
+
+
+def test_the_interval_over_patients_covers_the_truth_about_19_times_in_20_where_the_models_does_not():
+    rng = np.random.default_rng(6)
+    covered = np.zeros(2)
+    for _ in range(200):
+        y, p, who = clustered(rng, 40)
+        slopes = [calibration(y, p, patients=patients).slope for patients in (who, None)]
+        covered += [slope.low <= 1 <= slope.high for slope in slopes]
+    assert 0.9 <= covered[0] / 200 <= 0.985 and covered[1] / 200 < 0.85
+
+
+def test_too_few_patients_or_no_spread_between_them_leave_no_interval():
+    y, p = [0, 1, 0, 1], [0.3, 0.6, 0.6, 0.5]
+    two = calibration(y, p, patients=["a", "a", "b", "b"])
+    assert math.isfinite(two.slope.value) and math.isnan(two.slope.low) and math.isfinite(two.in_the_large.low)
+    # Every patient has one right and one wrong lesion at .5: their sums are all 0.
+    even = calibration(y, [0.5] * 4, patients=["a", "a", "b", "b"]).in_the_large
+    assert even.value == pytest.approx(0) and math.isnan(even.low) and math.isnan(even.high)
+    with pytest.raises(ValueError, match="1 patients for 4 rows"):
+        calibration(y, p, patients=["a"])
 
 
 def test_brier_and_ece_by_hand():

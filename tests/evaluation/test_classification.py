@@ -106,6 +106,13 @@ def test_perfect_separation_still_has_an_interval_with_width():
     assert auc([1, 0], [0.1, 0.9]).value == 0
 
 
+def test_scores_that_are_all_alike_have_an_area_of_a_half_and_no_interval():
+    for patients in (None, ["a", "a", "b", "c", "d", "e"]):
+        same = auc([1, 1, 1, 0, 0, 0], [0.0] * 6, patients=patients)
+        assert same.value == 0.5 and math.isnan(same.low) and math.isnan(same.high) and same.text() == "0.500"
+        assert same.method.endswith("variance 0")
+
+
 def test_one_class_has_no_auc_and_no_roc():
     assert math.isnan(auc([1, 1], [0.1, 0.2]).value) and auc([1, 1], [0.1, 0.2]).n == 2
     assert math.isnan(auc([], []).value)
@@ -148,6 +155,10 @@ def test_the_paired_test_rejects_equals_1_time_in_20_and_reports_1_for_the_same_
     assert 0.03 <= rejected / 600 <= 0.075
     same = compare_aucs([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4])
     assert same.p_value == 1.0 and same.estimate.value == 0
+    assert math.isnan(same.estimate.low) and math.isnan(same.estimate.high)
+    # Perfect against all alike: .5 apart, but no variance to say how surely.
+    apart = compare_aucs([1, 1, 0, 0], [0.9, 0.8, 0.1, 0.2], [0.5] * 4)
+    assert apart.estimate.value == 0.5 and math.isnan(apart.estimate.low) and math.isnan(apart.p_value)
     assert math.isnan(compare_aucs([1, 1], [0.1, 0.2], [0.3, 0.4]).p_value)
 
 

@@ -95,6 +95,13 @@ def test_lesions_get_intervals_over_patients(rng):
         assert ours.metrics[name].value == pytest.approx(naive.metrics[name].value)
         width, naive_width = (m.metrics[name].high - m.metrics[name].low for m in (ours, naive))
         assert width > 1.8 * naive_width
+    assert ours.calibration is not None and naive.calibration is not None
+    for one, other in (
+        (ours.calibration.slope, naive.calibration.slope),
+        (ours.calibration.in_the_large, naive.calibration.in_the_large),
+    ):
+        assert one.value == other.value and one.high - one.low > 1.8 * (other.high - other.low)
+        assert "over 20 patients" in one.method and "patients" not in other.method
 
 
 def test_logits_have_no_calibration_but_everything_else(patients, rng):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,14 @@ def test_calibration_bins_and_net_benefit_are_drawn_only_for_probabilities(rng):
     rows = predictions(rng)
     logits = Predictions(rows.patients, rows.labels, rows.scores * 9 - 4, rows.sites)
     assert "no probabilities" in calibration_figure({"A": logits}).axes[0].get_legend().get_texts()[0].get_text()
+
+
+def test_bars_of_the_calibration_claim_no_independent_lesions(rng):
+    rows = predictions(rng)
+    for level, bars, words in (("patient", True, "n = 40 patients"), ("lesion", False, "n = 40 lesions, no intervals")):
+        axes = calibration_figure({"A": replace(rows, level=level)}).axes[0]
+        assert axes.containers[0].has_yerr is bars
+        assert axes.get_legend().get_texts()[0].get_text() == f"A: {words}"
 
 
 def test_bland_altman_holds_every_volume_with_lesions_and_their_bias():

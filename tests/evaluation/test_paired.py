@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -29,9 +31,9 @@ def test_the_better_outlines_win_by_their_margin(rng):
     result = compare_cases(good, worse[::-1], rng=rng, resamples=300)
     dice = result.differences["DSC, volumes with lesions"]
     assert dice.estimate.value == pytest.approx(0.9 - 0.7) and dice.estimate.n == 8
-    assert dice.p_value == pytest.approx(2 / 301)
+    assert dice.p_value == 2 / 2**8, "eight patients, all to one side"
     found = result.differences["lesion sensitivity, IoU >= 0.1"]
-    assert (found.estimate.value, found.p_value) == (0, 1)
+    assert (found.estimate.value, found.p_value, found.estimate.n) == (0, 1, 8)
     assert result.mcnemar.p_value == 1 and (result.n_volumes, result.n_patients) == (12, 12)
 
 
@@ -47,6 +49,17 @@ def test_missed_lesions_and_false_alarms_show_in_their_own_lines(rng):
     table = paired_table(result, "new", "old")
     assert table.rows[-1][1] == "4 patients right only with new, 0 only with old" and table.rows[-1][2] == "0.125"
     assert table.rows[0][3] == "paired bootstrap over patients"
+
+
+def test_one_diseased_patient_among_healthy_ones_proves_nothing(rng):
+    first = [case(n, 1) for n in (0, 3, 6, 9, 10)]
+    second = [case(n, 1, found=False) for n in (0, 3, 6, 9, 10)]
+    result = compare_cases(first, second, rng=rng, resamples=300)
+    for name in ("lesion sensitivity, IoU >= 0.1", "DSC, volumes with lesions"):
+        difference = result.differences[name]
+        assert difference.estimate.n == 1 and math.isnan(difference.estimate.low) and math.isnan(difference.p_value)
+    row = paired_table(result, "new", "old").rows[2]
+    assert row[:3] == ("lesion sensitivity, IoU >= 0.1", "1.000", "n/a")
 
 
 def test_other_volumes_or_other_truths_are_refused(rng):

@@ -73,6 +73,26 @@ def test_a_froc_that_finds_everything_is_not_certain(rng):
     assert estimates[1.0].value == mean.value == 1 and estimates[1.0].low == wilson(3, 3).low == mean.low
 
 
+def half_found(name: str) -> CaseResult:
+    return case(name, [(0, 5), (10, 15)], [(0, 5, 0.9)])
+
+
+@pytest.mark.parametrize("false_marks", [[], [(3, 6, 0.95)]])
+def test_a_froc_of_one_diseased_patient_has_no_interval(false_marks, rng):
+    """The one is in every resample; what healthy patients add says nothing of other lesions."""
+    healthy = [case(f"h{n}", [], false_marks if n % 2 else []) for n in range(5)]
+    estimates, mean = froc_estimates([half_found("a"), *healthy], rng=rng, resamples=50)
+    assert estimates[8.0].value == 0.5 and estimates[8.0].text() == "0.500" and math.isnan(estimates[8.0].high)
+    assert math.isnan(mean.low) and math.isnan(mean.high)
+
+
+def test_a_froc_that_is_the_same_in_all_patients_has_no_interval(rng):
+    estimates, mean = froc_estimates([half_found("a"), half_found("b")], rng=rng, resamples=50)
+    assert mean.value == 0.5 and math.isnan(mean.low) and math.isnan(estimates[1.0].low)
+    value, low, _ = froc_band([half_found("a"), half_found("b")], [1.0], rng=rng, resamples=50)
+    assert value[0] == 0.5 and math.isnan(low[0])
+
+
 def test_a_resample_of_the_froc_is_the_froc_of_the_repeated_volumes(cohort):
     from volseg.evaluation.lesion_summary import _FrocOfRows
 

@@ -17,6 +17,7 @@ from volseg.evaluation.segmentation import summarise_segmentation
 from volseg.evaluation.tables import (
     SeedRow,
     Table,
+    harmless,
     lesion_dice,
     lesion_table,
     patient_table,
@@ -132,6 +133,22 @@ def test_a_csv_can_be_read_back_and_runs_no_formula():
     table = Table("t", ("a", "b"), (("=1+1", "1, 2"), ("-0.5 (-1 to 0)", 'say "x"')))
     read = list(csv.reader(io.StringIO(table.to_csv())))
     assert read == [["a", "b"], ["'=1+1", "1, 2"], ["-0.5 (-1 to 0)", 'say "x"']]
+
+
+def test_site_names_in_the_header_run_no_formula():
+    records = [{"patient": "p1", "site": '=HYPERLINK("x")'}, {"patient": "p2", "site": "-2+3+cmd|' /C calc'!A0"}]
+    header = next(csv.reader(io.StringIO(table1(records).to_csv())))
+    assert header == ["", "'-2+3+cmd|' /C calc'!A0", '\'=HYPERLINK("x")']
+
+
+@pytest.mark.parametrize("cell", ["=1", "+1", "@x", "\t=1", "\r=1", "\n=1", "-1+2", "-x", "-1 (0 to 1)+cmd", "-"])
+def test_what_a_spreadsheet_would_run_is_prefixed(cell):
+    assert harmless(cell) == f"'{cell}"
+
+
+@pytest.mark.parametrize("cell", ["", "-7", "-0.5", "-1.2e-05", "-0.5 (-1.0 to 0.2)", "-3 (-inf to inf)", "a=b"])
+def test_numbers_stay_numbers(cell):
+    assert harmless(cell) == cell
 
 
 def test_a_row_of_the_wrong_length_is_refused():

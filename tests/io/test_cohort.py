@@ -9,7 +9,7 @@ import pytest
 
 from volseg.errors import InputError
 from volseg.io import write_nifti
-from volseg.io.cohort import patient_of, read_cohort, read_patients
+from volseg.io.cohort import patient_of, read_cohort, read_patients, with_cases
 from volseg.io.cohort_check import as_document, check_cohort, same_grid, voxels_sha256
 
 AFFINE = np.diag([-1.0, -1.5, 2.0, 1.0])
@@ -166,11 +166,43 @@ def test_instances_are_allowed_where_the_datalist_numbers_them(folder):
         ("patient,site\n", ["no-patients"]),
         ("patient,site,age,sex,split\np,B,old,x,somewhere\n", ["age-wrong", "sex-wrong", "split-wrong"]),
         ("patient,site\np,B\np,A\n,B\nq,\n", ["patient-twice", "patient-unnamed", "site-missing"]),
+        ("patient,site,age, Site \np,B,60,A\n", ["column-twice"]),
+        ("patient,site,age\np\n", ["site-missing"]),
     ],
 )
 def test_every_line_of_a_patients_file_is_judged(tmp_path, text, expected):
     (tmp_path / "patients.csv").write_text("\ufeff" + text)
     assert [p.code for p in read_patients(tmp_path / "patients.csv")[1]] == expected
+
+
+@pytest.mark.parametrize("header", ["patient,site,note,note,origin,age", "patient,site,,,origin,age"])
+def test_columns_without_a_meaning_shift_nothing(tmp_path, header):
+    (tmp_path / "patients.csv").write_text(f"{header}\np1,A,x,y,lung,63,too many\n\np2,B,,,breast\n")
+    known, problems = read_patients(tmp_path / "patients.csv")
+    assert problems == []
+    assert [(p.site, p.origin, p.age) for p in known.values()] == [("A", "lung", 63), ("B", "breast", None)]
+
+
+def test_an_image_stands_in_one_section_of_a_datalist(tmp_path, caplog):
+    path = tmp_path / "datalist.json"
+    a, b, c = ({"image": f"imagesTr/{n}.nii.gz", "patient": n} for n in "abc")
+    document = with_cases(path, "training", [a, b], {"name": "cases"})
+    assert document == {"name": "cases", "training": [a, b]} and not caplog.messages
+    path.write_text(json.dumps(document))
+    document = with_cases(path, "testing", [b, c], {"name": "other"})
+    assert document == {"name": "cases", "training": [a], "testing": [b, c]}
+    assert len(caplog.messages) == 1 and "1 cases" in caplog.messages[0] and "'training'" in caplog.messages[0]
+
+
+def test_what_a_datalist_says_of_a_case_stays_and_what_it_lacks_is_added(tmp_path):
+    path = tmp_path / "datalist.json"
+    old = [{"image": "a.nii.gz", "label": "l.nii.gz", "fold": 2}, {"image": "b.nii.gz", "patient": "by hand"}]
+    path.write_text(json.dumps({"training": [*old, {"image": "z.nii.gz"}]}))
+    new = [{"image": f"{n}.nii.gz", "label": "l.nii.gz", "patient": n} for n in "abc"]
+    listed = with_cases(path, "training", new, {})["training"]
+    assert [(case["image"][0], case.get("patient"), case.get("fold")) for case in listed] == [
+        ("a", "a", 2), ("b", "by hand", None), ("z", None, None), ("c", "c", None),
+    ]  # fmt: skip
 
 
 def test_files_that_are_no_cohort_are_refused_in_words(tmp_path):

@@ -54,6 +54,16 @@ def test_it_refuses_what_monai_repairs(series, ct_nifti, broken) -> None:
         LoadStudyd(keys=["image"])({"image": path})
 
 
+def test_another_modality_than_the_one_asked_for_is_refused(series, ct_nifti) -> None:
+    folder = series(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+    assert LoadStudyd(keys="image")({"image": folder})["image"].meta["channel"] == "MR"
+    with pytest.raises(InputError, match=r"wrong-modality: .*CT is read here; the study holds MR") as refusal:
+        LoadStudyd(keys="image", channel="CT")({"image": folder})
+    assert "\n" not in refusal.value.message
+    case = {"image": series(folder="another"), "label": ct_nifti()}
+    assert set(LoadStudyd(keys=["image", "label"], channel="CT")(case)) == {"image", "label"}
+
+
 def test_images_of_one_grid_become_channels(ct_nifti) -> None:
     paths = [ct_nifti("a.nii.gz"), ct_nifti("b.nii.gz")]
     image = LoadStudyd(keys=["image"])({"image": paths})["image"]

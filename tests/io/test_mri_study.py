@@ -117,6 +117,18 @@ def test_a_folder_of_dicom_becomes_one_volume_per_channel(mr) -> None:
     assert next(iter(read_mri_study(folder, reference="t2").volumes)) == "T2"
 
 
+def test_the_source_is_recorded_as_an_absolute_path(nifti, monkeypatch) -> None:
+    path = nifti("x_T1w.nii.gz")
+    monkeypatch.chdir(path.parents[1])
+    assert read_mri_study("study").source == str(path.parent.resolve())
+    assert read_mri_study({"T2": "study/x_T1w.nii.gz"}).source == str(path.resolve())
+
+
+def test_a_name_too_long_for_the_disk_is_a_path_that_is_not_there(nifti) -> None:
+    folder = nifti("x_T1w.nii.gz").parent
+    assert refusal(folder, channels={"T1": "7" * 300}).code == "path-missing"
+
+
 def test_a_missing_sequence_is_said_and_no_error(mr) -> None:
     study = read_mri_study(mr("STIR sag"))
     assert list(study.volumes) == ["STIR"] and "T1 is missing" in study.notes
@@ -170,6 +182,18 @@ def test_series_that_do_not_belong_together_are_refused_and_both_named(mr, chang
     error = refusal(mr("T2", number=2, **change))
     assert error.code == code and f"{ROOT}.1"[-14:] in error.message and f"{ROOT}.2"[-14:] in error.message
     assert "P2" not in error.message and "Doe" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"PatientID": "P2"}, "mri-several-patients"), ({"FrameOfReferenceUID": "1.2.9"}, "mri-frame-of-reference")],
+)
+def test_a_first_series_that_says_nothing_hides_no_second_patient(mr, change, code) -> None:
+    mr("T1", number=1, PatientID="", PatientName="", StudyInstanceUID="", FrameOfReferenceUID="")
+    folder = mr("T2", number=2)
+    assert set(read_mri_study(folder).volumes) == {"T1", "T2"}
+    error = refusal(mr("STIR", number=3, **change))
+    assert error.code == code and "T2 (" in error.message and "STIR (" in error.message
 
 
 def test_another_frame_of_reference_may_be_allowed_for_registration(mr) -> None:

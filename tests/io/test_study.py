@@ -12,7 +12,7 @@ import pytest
 
 from volseg.errors import InputError, UsageError
 from volseg.io import read_study
-from volseg.io.files import safe_name, shown
+from volseg.io.files import safe_name, shown, stem_of
 
 
 def code_of(path: Path) -> str:
@@ -131,6 +131,18 @@ def test_the_study_is_named_after_its_file_or_folder(series, ct_nifti) -> None:
     assert read_study(series(folder="patient_07")).name == "patient_07"
     assert read_study(ct_nifti("scan.1.nii.gz")).name == "scan.1"
     assert read_study(ct_nifti("scan.1.nii.gz"), name="other").name == "other"
+
+
+def test_the_source_is_recorded_as_an_absolute_path(ct_nifti, monkeypatch) -> None:
+    path = ct_nifti("~scan.nii.gz")
+    monkeypatch.chdir(path.parent)
+    assert read_study("~scan.nii.gz").source == str(path.resolve())
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".nii.gz", "/".join(["y" * 200] * 30)])
+def test_a_name_too_long_for_the_disk_is_a_path_that_is_not_there(tmp_path, name) -> None:
+    assert stem_of(tmp_path / name) == name.split("/")[-1].removesuffix(".nii.gz")
+    assert code_of(tmp_path / name) == "path-missing"
 
 
 def test_patient_data_in_headers_never_reaches_the_name_or_the_notes(series) -> None:

@@ -33,8 +33,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         "predict", parents=[common], formatter_class=FORMATTER,
         help="outline bone lesions in one or many studies",
         description="Writes OUT/<study>/: lesions.nii.gz (lesion numbers on the source grid), lesions.csv,\n"
-        "result.json, preview.png and report.html. A study without lesions is a success. Studies that are\n"
-        "already there are skipped, so a long run can be stopped and started again.\n\n"
+        "result.json, preview.png and report.html. A study without lesions is a success. Results that are\n"
+        "already there are kept, so a long run can be stopped and started again; a result of another study,\n"
+        "bundle or option under the same name is refused (--name, another -o, or --overwrite).\n\n"
         "A bundle for MRI takes a folder of sequences (DICOM, or files named by their sequence) as one study:\n"
         "  volseg predict MRI_FOLDER --bundle spine_mri_unet_segmentation -o out\n"
         "`volseg info MRI_FOLDER` says which series serves which channel; --channel overrides it. The masks lie on\n"

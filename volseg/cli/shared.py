@@ -22,9 +22,10 @@ FORMATTER = argparse.RawDescriptionHelpFormatter
 # Entries of a bundle's config that can be switched on; of the shipped bundles the bone CT SegMamba has both.
 SWITCHES = {
     "adapt": "train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
-    "some minutes more, somewhat more lesions; of the shipped bundles the bone CT SegMamba can",
+    "some minutes more, somewhat more lesions; of the shipped bundles bone_ct_segmamba_segmentation can",
     "ensemble": "heed the lesion maps of other networks, which the bundle's config names, beside its own or instead:\n"
-    "more lesions, fewer false marks, some minutes more; of the shipped bundles both of bone CT can",
+    "three times as long and more lesions; bone_ct_segmamba_segmentation then makes half as many false marks,\n"
+    "bone_ct_mask_rcnn_detection somewhat more (no other shipped bundle can)",
 }
 Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
 

@@ -94,6 +94,9 @@ def _compare(pair: Pair, kept: Path, options: EvaluateOptions) -> CaseResult:
         "options": [options.tolerance_mm, options.labels, CASE_FORMAT, __version__],
         "patient": pair.patient,
     }
+    # Before the kept case is believed: one kept while this was allowed says nothing once it is not.
+    if pair.predicted is None and not options.missing_is_empty:
+        raise InputError("prediction-missing", "there is no prediction; --missing-is-empty counts it as nothing found")
     if kept.is_file():
         try:
             document = json.loads(kept.read_text(encoding="utf-8"))
@@ -102,14 +105,7 @@ def _compare(pair: Pair, kept: Path, options: EvaluateOptions) -> CaseResult:
         except (ValueError, KeyError, TypeError):
             pass  # written by another version or cut off: compared again
     truth = _mask(pair.truth)
-    if pair.predicted is None:
-        if not options.missing_is_empty:
-            raise InputError(
-                "prediction-missing", "there is no prediction; --missing-is-empty counts it as nothing found"
-            )
-        predicted = replace(truth, voxels=np.zeros_like(truth.voxels))
-    else:
-        predicted = _mask(pair.predicted)
+    predicted = _mask(pair.predicted) if pair.predicted else replace(truth, voxels=np.zeros_like(truth.voxels))
     differs = same_grid(truth.voxels.shape, truth.affine, predicted.voxels.shape, predicted.affine)
     if differs:
         raise InputError("grid-differs", f"the prediction is not on the truth's grid: {differs}")

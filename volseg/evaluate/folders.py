@@ -63,8 +63,8 @@ def evaluate_folders(
     summaries = summarise(cases, options, rng)
     document = {"options": asdict(options), **summaries.document(), "cases": [case.to_json() for case in cases]}
     sections = [
-        segmentation_section("Segmentation", cases, summaries.segmentation, options),
-        lesion_section("Lesions", {"all volumes": cases}, summaries.lesions, options, rng),
+        segmentation_section(cases, summaries.segmentation, options),
+        lesion_section({"all volumes": cases}, summaries.lesions, options, rng),
     ]
     if patients is not None:
         sections.insert(0, patients_section(patients, cases))

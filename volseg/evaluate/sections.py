@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,31 +73,34 @@ def tiles(summaries: Summaries) -> dict[str, str]:
 
 
 def segmentation_section(
-    heading: str, cases: Sequence[CaseResult], summary: SegmentationSummary, options: EvaluateOptions
+    cases: Sequence[CaseResult], summary: SegmentationSummary, options: EvaluateOptions, *, cohort: str = ""
 ) -> Section:
-    """Outlines, volumes, and whether a patient has any lesion."""
+    """Outlines, volumes, and whether a patient has any lesion; every title names the cohort, if there are several."""
+    tables = (segmentation_table(summary, options.tolerance_mm), patient_table(summary))
     return Section(
-        heading,
-        (segmentation_table(summary, options.tolerance_mm), patient_table(summary)),
-        {"Bland-Altman of lesion volume": png(bland_altman_figure(cases))},
+        _of("Segmentation", cohort),
+        [replace(table, title=_of(table.title, cohort)) for table in tables],
+        {_of("Bland-Altman of lesion volume", cohort): png(bland_altman_figure(cases))},
     )
 
 
 def lesion_section(
-    heading: str,
     sets: Mapping[str, Sequence[CaseResult]],
     summary: LesionSummary,
     options: EvaluateOptions,
     rng: np.random.Generator,
+    *,
+    cohort: str = "",
 ) -> Section:
-    """Lesions found and invented; the FROC of every set in one figure."""
+    """Lesions found and invented in one cohort; the FROC of every set in one figure."""
     by_size = {f"{name}": e for name, e in summary.by_size.items()} | dict(summary.by_kind)
+    table = lesion_table(summary)
     return Section(
-        heading,
-        (lesion_table(summary),),
+        _of("Lesions", cohort),
+        (replace(table, title=_of(table.title, cohort)),),
         {
             "FROC": png(froc_figure(sets, rng=rng, iou=options.iou)),
-            "Sensitivity by size and kind": png(forest_figure(by_size, "lesion sensitivity")),
+            _of("Sensitivity by size and kind", cohort): png(forest_figure(by_size, "lesion sensitivity")),
         },
     )
 
@@ -189,6 +192,11 @@ def worst_section(pairs: Sequence[Pair], cases: Sequence[CaseResult]) -> Section
         (Table("Lowest DSC first, then healthy volumes by what was invented", columns, rows),),
         {"Worst volumes from the front (blue: truth, orange line: prediction)": picture} if listed else {},
     )
+
+
+def _of(words: str, cohort: str) -> str:
+    """A title; the cohort in it keeps two cohorts' files apart, which are named after their titles."""
+    return f"{words}, {cohort}" if cohort else words
 
 
 def _mean_dice(cases: Sequence[CaseResult], options: EvaluateOptions, rng: np.random.Generator) -> Estimate:

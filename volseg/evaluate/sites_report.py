@@ -63,10 +63,10 @@ def site_report(
     ]
     for name in reversed(names):
         summary = summaries[name].segmentation
-        sections.append(segmentation_section(f"Segmentation, {name}", both[name].cases, summary, options.evaluate))
+        sections.append(segmentation_section(both[name].cases, summary, options.evaluate, cohort=name))
     external = summaries[names[1]].lesions
     sets = {name: site.cases for name, site in both.items()}
-    sections.append(lesion_section(f"Lesions, {names[1]}", sets, external, options.evaluate, rng))
+    sections.append(lesion_section(sets, external, options.evaluate, rng, cohort=names[1]))
     for (question, level), result in answered.items():
         sections.append(
             answers_section(

@@ -13,6 +13,7 @@ from typing import Any
 from volseg import __version__
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.page import Section, render_page
+from volseg.evaluation.tables import harmless
 from volseg.report.files import write_whole
 from volseg.report.tables import as_json
 
@@ -30,12 +31,21 @@ def write_report(
     notes: Sequence[str],
     document: Mapping[str, Any],
 ) -> Path:
-    """Write `name`.html, `name`.json, tables/*.csv and figures/*.png into `out`; returns the page's path."""
+    """Write `name`.html, `name`.json, tables/*.csv and figures/*.png into `out`; returns the page's path.
+
+    Raises ValueError, before anything is written, if two tables or two figures would be one file.
+    """
+    files: dict[Path, str | bytes] = {}
     for section in sections:
-        for table in section.tables:
-            write_whole(out / "tables" / f"{file_name(table.title)}.csv", table.to_csv())
-        for caption, picture in section.figures.items():
-            write_whole(out / "figures" / f"{file_name(caption)}.png", picture)
+        parts: list[tuple[Path, str | bytes]]
+        parts = [(out / "tables" / f"{file_name(table.title)}.csv", table.to_csv()) for table in section.tables]
+        parts += [(out / "figures" / f"{file_name(words)}.png", png) for words, png in section.figures.items()]
+        for path, content in parts:
+            if path in files:
+                raise ValueError(f"section {section.heading!r}: {path.name} is another part's file; change its title")
+            files[path] = content
+    for path, content in files.items():
+        write_whole(path, content)
     full = {"schema_version": SCHEMA_VERSION, "volseg": __version__, "notes": list(notes), **document}
     write_whole(out / f"{name}.json", json.dumps(as_json(full), indent=1, allow_nan=False) + "\n")
     footer = f"volseg {__version__}. The numbers behind this page: {name}.json, tables/, cases/."
@@ -95,6 +105,4 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(("=", "+", "@")):
-        return f"'{value}"
-    return value
+    return harmless(value) if isinstance(value, str) else value

@@ -91,9 +91,9 @@ def bootstrap(
         strata: resampled apart (truth with and without lesion, origin): one entry per row, constant in a patient.
         method: percentile, or BCa (bias-corrected and accelerated, Efron 1987), better for skewed statistics.
 
-    The interval is nan with fewer than two patients, where every resample gives the same number (no spread was seen,
-    which is not certainty), or where more than 5 % of the resamples leave the statistic undefined. Infinite values are
-    ranked, never averaged.
+    The interval is nan with fewer than two patients, where all resamples that define the statistic give one number (no
+    spread was seen, which is not certainty), or where more than 5 % of the resamples leave it undefined. Infinite
+    values are ranked, never averaged.
     """
     clusters = Clusters.of(patients, strata)
     everything = np.concatenate(clusters.rows) if clusters.rows else np.zeros(0, np.int64)
@@ -102,7 +102,7 @@ def bootstrap(
     if clusters.n < 2 or math.isnan(value):
         return Estimate(value, math.nan, math.nan, clusters.n, unit, name, level)
     drawn = replicates(statistic, clusters, rng=rng, resamples=resamples)
-    if (drawn == drawn[0]).all():
+    if _all_alike(drawn):
         return Estimate(value, math.nan, math.nan, clusters.n, unit, f"{name}, all alike", level)
     tails = ((1 - level) / 2, (1 + level) / 2)
     if method == "bca":
@@ -138,7 +138,9 @@ def paired_bootstrap(
     """Compare two models (or two readers) on the same patients: every resample draws both together.
 
     The p value is twice the smaller share of resampled differences on one side of 0 (ties on both), never below
-    2 / (resamples + 1): a bootstrap cannot see further.
+    2 / (resamples + 1), for a bootstrap cannot see further, nor below 2 / 2**n of n patients: were the models equal,
+    all n would lean to one side so often by chance (the sign-flip test, Fisher 1935). The interval is nan as in
+    `bootstrap`; where no resample differs at all, p is 1.
     """
 
     def difference(rows: NDArray[np.int64]) -> float:
@@ -154,7 +156,11 @@ def paired_bootstrap(
     low, high = quantiles(drawn, ((1 - level) / 2, (1 + level) / 2))
     defined = drawn[~np.isnan(drawn)]
     side = min(np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0))
-    p_value = math.nan if math.isnan(low) else min(1.0, 2 * (side + 1) / (defined.size + 1))
+    p_value = math.nan
+    if not math.isnan(low):
+        p_value = min(1.0, max(2 * (side + 1) / (defined.size + 1), 2 * 0.5**clusters.n))
+    if _all_alike(drawn):
+        low, high, name = math.nan, math.nan, f"{name}, all alike"
     return Difference(Estimate(value, low, high, clusters.n, "patients", name, level), p_value)
 
 
@@ -191,6 +197,12 @@ def quantiles(drawn: NDArray[np.float64], tails: tuple[float, float]) -> tuple[f
         return math.nan, math.nan
     low = float(np.quantile(defined, tails[0], method="lower"))
     return low, float(np.quantile(defined, tails[1], method="higher"))
+
+
+def _all_alike(drawn: NDArray[np.float64]) -> bool:
+    """Whether all defined replicates are one number, but for the rounding of sums of different length."""
+    defined = drawn[~np.isnan(drawn)]
+    return defined.size > 0 and np.allclose(defined, defined[0], rtol=1e-9, atol=1e-12)
 
 
 def _bca_tails(

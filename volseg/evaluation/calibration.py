@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 from volseg.evaluation.estimate import Estimate, wilson
 
 NEAREST = 1e-6  # a probability of exactly 0 or 1 has no logit
+NO_SPREAD = 1e-8  # of half an interval; Newton's method stops at steps of 1e-10
 STEEPEST = 1e3  # a slope beyond this is separation, not calibration
 
 
@@ -44,12 +46,25 @@ class ReliabilityBin:
     observed: Estimate
 
 
-def calibration(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10, unit: str = "patients") -> Calibration:
-    """Slope, intercept, Brier score and ECE. ValueError for probabilities outside 0..1 or no rows."""
+def calibration(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    patients: Sequence[object] | NDArray | None = None,
+    bins: int = 10,
+    unit: str = "patients",
+) -> Calibration:
+    """Slope, intercept, Brier score and ECE. ValueError for probabilities outside 0..1 or no rows.
+
+    With `patients`, rows of one patient may depend on each other: same values, intervals over patients.
+    """
     y, p = _checked(labels, probabilities)
+    who = None if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    if who is not None and who.shape != y.shape:
+        raise ValueError(f"{who.size} patients for {y.size} rows")
     x = _logit(p)
-    intercept, slope = _logistic(np.stack([np.ones_like(x), x], axis=1), y, np.zeros_like(x), unit)
-    (in_the_large,) = _logistic(np.ones((x.size, 1)), y, x, unit)
+    intercept, slope = _logistic(np.stack([np.ones_like(x), x], axis=1), y, np.zeros_like(x), who, unit)
+    (in_the_large,) = _logistic(np.ones((x.size, 1)), y, x, who, unit)
     groups = reliability(y, p, bins=bins, unit=unit)
     gaps = [g.observed.n * abs(g.observed.value - g.mean_probability) for g in groups if g.observed.n]
     prevalence = float(y.mean())
@@ -67,7 +82,7 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10, 
 def reliability(
     labels: ArrayLike, probabilities: ArrayLike, *, bins: int = 10, unit: str = "patients"
 ) -> list[ReliabilityBin]:
-    """Bins of equal width over 0..1, each with Wilson's interval for the share that came true."""
+    """Bins of equal width over 0..1, each with Wilson's interval for the share that came true (of independent rows)."""
     y, p = _checked(labels, probabilities)
     # The edges themselves decide, and as people write them: np.linspace puts the fourth of ten just above 0.3.
     edges = np.arange(bins + 1) / bins
@@ -105,10 +120,15 @@ def decision_curve(labels: ArrayLike, probabilities: ArrayLike, thresholds: Arra
     return DecisionCurve(at, true - odds * false, y.mean() - odds * (1 - y.mean()))
 
 
-def _logistic(design: NDArray, y: NDArray, offset: NDArray, unit: str, level: float = 0.95) -> list[Estimate]:
-    """Maximum likelihood by Newton's method, Wald intervals; nan for every coefficient where there is no maximum."""
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    nothing = [Estimate(math.nan, math.nan, math.nan, y.size, unit, "logistic recalibration, Wald", level)]
+def _logistic(
+    design: NDArray, y: NDArray, offset: NDArray, who: NDArray | None, unit: str, level: float = 0.95
+) -> list[Estimate]:
+    """Maximum likelihood by Newton's method, Wald intervals; nan for every coefficient where there is no maximum.
+
+    `who` (n,) numbers each row's patient, None if rows are independent.
+    """
+    method = "logistic recalibration, Wald"
+    nothing = [Estimate(math.nan, math.nan, math.nan, y.size, unit, method, level)]
     beta = np.zeros(design.shape[1])
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(design @ beta + offset, -500, 500)))
@@ -125,11 +145,33 @@ def _logistic(design: NDArray, y: NDArray, offset: NDArray, unit: str, level: fl
         return nothing * beta.size
     if np.abs(beta).max() > STEEPEST:
         return nothing * beta.size
-    errors = np.sqrt(np.diag(np.linalg.inv(information)))
+    variance, reach = np.linalg.inv(information), float(stats.norm.ppf(0.5 + level / 2))
+    if who is not None:
+        variance, freedom = _over_patients(variance, design * (y - p)[:, None], who)
+        reach = float(stats.t.ppf(0.5 + level / 2, freedom)) if freedom > 0 else math.nan
+        method = f"{method}, robust over {freedom + beta.size} patients"
+    halves = reach * np.sqrt(np.diag(variance))
+    halves[halves < NO_SPREAD] = math.nan  # no spread was seen, which is not certainty
     return [
-        Estimate(float(b), float(b - z * e), float(b + z * e), y.size, unit, "logistic recalibration, Wald", level)
-        for b, e in zip(beta, errors, strict=True)
+        Estimate(float(b), float(b - half), float(b + half), y.size, unit, method, level)
+        for b, half in zip(beta, halves, strict=True)
     ]
+
+
+def _over_patients(variance: NDArray, scores: NDArray, who: NDArray) -> tuple[NDArray[np.float64], int]:
+    """The sandwich covariance with patients as clusters (Liang and Zeger 1986), and its degrees of freedom.
+
+    `variance` (k, k) is the model's, `scores` (n, k) are each row's. Few patients make the sandwich too small: it is
+    multiplied by G / (G - k) of G patients (MacKinnon and White's HC1, 1985, of patients), to be read with t of G - k.
+    Simulated (2026-11-23; 1 to 8 lesions of each, all of one class): the slope's interval covered it .91 of the time at
+    6 patients, .93 at 10 and 20, .95 at 40; taken as independent lesions .78 at 20.
+    """
+    patients, k = int(who.max()) + 1, scores.shape[1]
+    freedom = patients - k
+    if freedom <= 0:
+        return np.full_like(variance, math.nan), freedom
+    sums = np.stack([np.bincount(who, column) for column in scores.T], axis=1)
+    return variance @ (sums.T @ sums) @ variance * patients / freedom, freedom
 
 
 def _logit(p: NDArray) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from volseg.evaluation.bootstrap import RESAMPLES, Clusters, band, clustered_pro
 from volseg.evaluation.estimate import Difference, Estimate, undefined, wilson
 
 Patients = Sequence[object] | NDArray | None
+NO_VARIANCE = 1e-15  # of an area or a difference of two; a sum that should be 0 may miss it by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ def auc(
     With `patients`, rows of one patient may depend on each other (Obuchowski 1997); with one row each it is DeLong's.
     `scale` "logit" builds the interval on log(A / (1 - A)), better near 1. nan without both classes. Where classes
     are separated perfectly the variance is 0 and says nothing: Wilson's interval for the smaller class stands in.
+    Where it is 0 otherwise (all scores equal) there is no interval.
     """
     y, s = _rows(labels, scores)
     name = "DeLong" if patients is None else "Obuchowski (DeLong for clusters)"
@@ -117,6 +119,8 @@ def auc(
         smaller = min(_clusters_of(y, patients))
         bound = wilson(int(area) * smaller, smaller, level=level)
         return Estimate(area, bound.low, bound.high, y.size, unit, f"Wilson, {smaller} of the smaller class", level)
+    if variance <= NO_VARIANCE:
+        return Estimate(area, math.nan, math.nan, y.size, unit, f"{name}, variance 0", level)
     z = float(stats.norm.ppf(0.5 + level / 2))
     half = z * math.sqrt(variance)
     if scale == "logit":
@@ -137,7 +141,8 @@ def compare_aucs(
 ) -> Difference:
     """Paired DeLong test of two scores on the same rows: difference of the AUCs, its interval, two-sided p.
 
-    p is 1 where the two rank all rows alike. nan without both classes.
+    nan without both classes. Where the variance is 0 there is no interval, and p is 1 if the areas are equal (the two
+    rank all rows alike, say), else nan.
     """
     y, a = _rows(labels, first)
     _, b = _rows(labels, second)
@@ -147,9 +152,10 @@ def compare_aucs(
     areas, covariance = _areas(y, np.stack([a, b]), patients)
     difference = float(areas[0] - areas[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if variance <= 1e-15:
+    if variance <= NO_VARIANCE:
         p_value = 1.0 if abs(difference) < 1e-12 else math.nan
-        return Difference(Estimate(difference, difference, difference, y.size, unit, name, level), p_value)
+        nothing = Estimate(difference, math.nan, math.nan, y.size, unit, f"{name}, variance 0", level)
+        return Difference(nothing, p_value)
     half = float(stats.norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
     p_value = float(2 * stats.norm.sf(abs(difference) / math.sqrt(variance)))
     return Difference(Estimate(difference, difference - half, difference + half, y.size, unit, name, level), p_value)

@@ -143,17 +143,18 @@ def performance(
 ) -> Performance:
     """auc, sensitivity, specificity, accuracy, ppv, npv at `score >= threshold`.
 
-    Patients: DeLong and Wilson. Lesions: Obuchowski and bootstrap over patients. Rows without a score stay in the
+    Patients: DeLong, Wilson, and the model's variance in the calibration. Lesions: Obuchowski, bootstrap over patients,
+    and the sandwich variance over patients. Rows without a score stay in the
     denominators of sensitivity, specificity and accuracy as wrong; AUC and calibration cannot use them.
     """
     unit = UNITS[predictions.level]
     y, s, who = predictions.labels, predictions.scores, predictions.patients
     scored = ~np.isnan(s)
-    if predictions.level == "patient":
-        area = auc(y[scored], s[scored], unit=unit)
+    dependent = None if predictions.level == "patient" else who[scored]
+    area = auc(y[scored], s[scored], patients=dependent, unit=unit)
+    if dependent is None:
         decided = decide(y, s, threshold).metrics(unit=unit)
     else:
-        area = auc(y[scored], s[scored], patients=who[scored], unit=unit)
         decided = clustered_metrics(y, s, threshold, who, rng=rng, resamples=resamples, unit=unit)
     probable = scored.any() and bool(((s[scored] >= 0) & (s[scored] <= 1)).all())
     return Performance(
@@ -164,7 +165,7 @@ def performance(
         threshold=threshold,
         decisions=decide(y, s, threshold),
         metrics={"auc": area, **decided},
-        calibration=calibration(y[scored], s[scored], unit=unit) if probable else None,
+        calibration=calibration(y[scored], s[scored], patients=dependent, unit=unit) if probable else None,
     )
 
 

@@ -88,7 +88,10 @@ def froc_figure(sets: Mapping[str, Sequence[CaseResult]], *, rng: np.random.Gene
 
 
 def calibration_figure(sets: Mapping[str, Predictions]) -> Figure:
-    """Reliability (observed share against mean probability, Wilson's intervals) and, beside it, net benefit."""
+    """Reliability (observed share against mean probability) and, beside it, net benefit.
+
+    Patients have Wilson's intervals. Lesions have none: of one patient they depend on each other.
+    """
     figure, (left, right) = _panels(2, width=10)
     highest = 0.05
     for colour, (name, rows) in zip(COLOURS, sets.items(), strict=False):
@@ -99,9 +102,12 @@ def calibration_figure(sets: Mapping[str, Predictions]) -> Figure:
             continue
         bins = [b for b in reliability(y, p) if b.observed.n]
         x, value = [b.mean_probability for b in bins], [b.observed.value for b in bins]
-        below = [b.observed.value - b.observed.low for b in bins]
-        above = [b.observed.high - b.observed.value for b in bins]
-        left.errorbar(x, value, yerr=[below, above], color=colour, marker="o", capsize=2, label=f"{name}: n = {p.size}")
+        limits = None
+        if rows.level == "patient":
+            below = [b.observed.value - b.observed.low for b in bins]
+            limits = [below, [b.observed.high - b.observed.value for b in bins]]
+        label = f"{name}: n = {p.size} {UNITS[rows.level]}{'' if limits else ', no intervals'}"
+        left.errorbar(x, value, yerr=limits, color=colour, marker="o", capsize=2, label=label)
         curve = decision_curve(y, p)
         highest = max(highest, float(curve.model.max()), float(y.mean()))
         right.plot(curve.thresholds, curve.model, color=colour, label=name)

@@ -106,7 +106,8 @@ def froc_estimates(
     """Sensitivity at each rate of false positives per volume, and their mean, with intervals over patients.
 
     Where all or none are found in every resample, Wilson's interval on the number of patients with lesions stands in
-    (see `clustered_proportion`).
+    (see `clustered_proportion`). Otherwise it is nan where all resamples are alike, or where one patient alone has
+    lesions and is in every resample: the spread between patients was not seen.
     """
     curve = _FrocOfRows(cases, iou, np.asarray(rates, dtype=np.float64))
     clusters = Clusters.of([case.patient for case in cases], with_and_without_lesions(cases))
@@ -122,6 +123,8 @@ def froc_estimates(
             if low == high and low in (0.0, 1.0):
                 bound = wilson(int(low) * diseased, diseased)
                 limits[n] = (bound.low, bound.high)
+            elif low == high or diseased < 2:
+                limits[n] = (math.nan, math.nan)
     estimates = [
         Estimate(float(v), *limit, n=curve.n_lesions, unit="lesions", method=method)
         for v, limit in zip((*value, value.mean()), limits, strict=True)

@@ -54,7 +54,7 @@ def compare_cases(
     patients = np.array([a.patient for a, _ in pairs])
     strata = with_and_without_lesions([a for a, _ in pairs])
     positive = np.array([a.has_lesions for a, _ in pairs], dtype=bool)
-    true = np.array([len(a.true_lesions) for a, _ in pairs])
+    true = np.array([len(a.true_lesions) for a, _ in pairs])[strata]
 
     def columns(value: Callable[[CaseResult], float]) -> list[NDArray[np.float64]]:
         return [np.array([value(pair[n]) for pair in pairs], dtype=np.float64) for n in (0, 1)]
@@ -70,8 +70,9 @@ def compare_cases(
             resamples=resamples,
         )
 
-    hits = columns(lambda case: float(case.found(iou).sum()))
-    found = [lambda rows, h=h: h[rows].sum() / true[rows].sum() if true[rows].any() else math.nan for h in hits]
+    # The diseased alone: others have no lesion to find, and p must not rest on their number.
+    hits = [h[strata] for h in columns(lambda case: float(case.found(iou).sum()))]
+    found = [lambda rows, h=h: h[rows].sum() / true[rows].sum() for h in hits]
     calls = [patient_calls([pair[n] for pair in pairs]) for n in (0, 1)]
     truth = calls[0][1]
     everything = np.ones(len(pairs), dtype=bool)
@@ -80,7 +81,7 @@ def compare_cases(
             "DSC, volumes with lesions": mean_of(positive, lambda c: c.overlap.dice),
             "NSD, volumes with lesions": mean_of(positive, lambda c: c.nsd),
             f"lesion sensitivity, IoU >= {iou:g}": paired_bootstrap(
-                found[0], found[1], patients, rng=rng, strata=strata, resamples=resamples
+                found[0], found[1], patients[strata], rng=rng, resamples=resamples
             ),
             "false positives per volume": mean_of(
                 everything, lambda c: len(c.predicted_lesions) - float(c.found(iou).sum())

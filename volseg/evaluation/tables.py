@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from volseg.evaluation.matching import match_optimally
 from volseg.evaluation.segmentation import SegmentationSummary
 
 MISSING = "not recorded"
+_NUMBER = r"-?(?:[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?|inf|nan)"
+_FIGURE = re.compile(rf"{_NUMBER}(?: \({_NUMBER} to {_NUMBER}\))?")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class Table:
         """Header and rows; a text that a spreadsheet would run as a formula is prefixed with an apostrophe."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([[_harmless(cell) for cell in row] for row in self.rows])
+        writer.writerows([[harmless(cell) for cell in row] for row in (self.columns, *self.rows)])
         return text.getvalue()
 
 
@@ -173,6 +175,7 @@ def performance_table(columns: Mapping[str, Performance], title: str) -> Table:
         ("expected calibration error", *(number(p.calibration.ece) if p.calibration else "n/a" for p in shown)),
     ]
     methods = sorted({m.method for p in shown for m in p.metrics.values() if m.method})
+    methods += sorted({p.calibration.slope.method for p in shown if p.calibration})
     note = f"Intervals: {'; '.join(methods)}. Rows without an answer count as wrong, except in AUC and calibration."
     return Table(title, ("figure", *columns), tuple(rows), note)
 
@@ -246,8 +249,13 @@ def _digits(value: float) -> int:
     return 3 if not math.isfinite(value) or abs(value) < 10 else 1 if abs(value) < 1000 else 0
 
 
-def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(("=", "+", "@")) else cell
+def harmless(cell: str) -> str:
+    """The text as a spreadsheet may hold it: prefixed with an apostrophe where it would be run as a formula.
+
+    Those begin with = + @, a tab or a line break, or with - unless it is a number, alone or with its interval.
+    """
+    runs = cell.startswith(("=", "+", "@", "\t", "\r", "\n")) or (cell.startswith("-") and not _FIGURE.fullmatch(cell))
+    return f"'{cell}" if runs else cell
 
 
 def _absent(value: Any) -> bool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from monai.data.folder_layout import default_name_formatter
 
 from volseg.errors import InputError
 
 NOT_FILES = ("patient", "site", "fold")  # what a datalist may say of a case beside its files
+SECTIONS = ("training", "validation", "testing")
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".dcm")
 
 
@@ -23,9 +28,13 @@ def listed_cases(dataset_dir: str, section: str, *, required: bool = True) -> li
     path = root if root.is_file() else root / "datalist.json"
     if not path.is_file():
         raise InputError("datalist-missing", f"{path} does not exist; `volseg synth` writes one, see data/README.md")
-    cases = json.loads(path.read_text(encoding="utf-8")).get(section, [])
+    document = json.loads(path.read_text(encoding="utf-8"))
+    sections = {name: document[name] for name in SECTIONS if document.get(name)}
+    cases = document.get(section, [])
     if not cases and required:
-        raise InputError("datalist-empty", f"{path} lists no case under {section!r}")
+        there = ", ".join(f"{name} ({len(listed)})" for name, listed in sections.items()) or "none at all"
+        told = f"{path} lists no case under {section!r}; it has {there}"
+        raise InputError("datalist-empty", f"{told}: pass --dataset_section to read another")
     absolute = [
         {key: str(path.parent / value) for key, value in case.items() if key not in NOT_FILES} for case in cases
     ]
@@ -36,19 +45,55 @@ def listed_cases(dataset_dir: str, section: str, *, required: bool = True) -> li
 
 
 def found_studies(dataset_dir: str) -> list[dict[str, str]]:
-    """Every study in a folder: the datalist's `testing` cases if there is one, else image files and sub-folders.
+    """Every study in a folder: its datalist's cases if there is one, else image files and sub-folders.
 
-    A folder that holds DICOM files itself is one study.
+    Of a datalist, the `testing` cases; where it has none, those of every section. A folder that holds DICOM files
+    itself is one study.
+
+    Raises InputError: path-missing, no-studies; names-collide where two masks would be saved under one name.
     """
     root = Path(dataset_dir).expanduser().resolve()
     if not root.is_dir():
         raise InputError("path-missing", f"{root} is not a folder; dataset_dir names the folder of studies")
-    if (root / "datalist.json").is_file():
-        return [{"image": case["image"]} for case in listed_cases(str(root), "testing")]
+    studies = _listed(root) if (root / "datalist.json").is_file() else _lying_in(root)
+    _refuse_twins(studies)
+    return [{"image": str(path)} for path in studies]
+
+
+def name_to_save(meta: dict[Any, Any], saver: Any) -> dict[str, Any]:
+    """What SaveImaged names a result after: the study's whole name, of which MONAI would take what follows a dot.
+
+    Folders of DICOM are often called by a UID, whose last number is no file suffix.
+    """
+    named = default_name_formatter(meta, saver)
+    return named | {"subject": f"{_name(Path(str(named['subject'])))}.nii"}
+
+
+def _listed(root: Path) -> list[Path]:
+    sections = [name for name in SECTIONS if listed_cases(str(root), name, required=False)]
+    wanted = ["testing"] if "testing" in sections else sections or ["testing"]
+    return [Path(case["image"]) for name in wanted for case in listed_cases(str(root), name)]
+
+
+def _lying_in(root: Path) -> list[Path]:
     items = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
     studies = [p for p in items if p.is_dir() or p.name.lower().endswith(IMAGE_SUFFIXES[:-1])]
     if not studies and items:
         studies = [root]
     if not studies:
         raise InputError("no-studies", f"{root} holds no image and no folder")
-    return [{"image": str(p)} for p in studies]
+    return studies
+
+
+def _refuse_twins(studies: Sequence[Path]) -> None:
+    first: dict[str, Path] = {}
+    for path in studies:
+        other = first.setdefault(_name(path), path)
+        if other != path:
+            raise InputError("names-collide", f"{other} and {path} would be saved under one name; rename one")
+
+
+def _name(study: Path) -> str:
+    """Of a file without its image suffix, of a folder whole."""
+    suffix = next((one for one in IMAGE_SUFFIXES if study.name.lower().endswith(one)), "")
+    return study.name[: len(study.name) - len(suffix)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 
 from volseg.errors import InputError
 from volseg.io.files import check_path, shown, stem_of
+
+log = logging.getLogger(__name__)
 
 DATALIST, PATIENTS = "datalist.json", "patients.csv"
 SECTIONS = ("training", "validation", "testing")
@@ -78,7 +81,8 @@ class Cohort:
 def read_patients(path: str | os.PathLike[str]) -> tuple[dict[str, Patient], list[Problem]]:
     """patients.csv -> patients by name, and every problem found.
 
-    Columns: patient, site, and as known origin, age, sex, scanner, split; others are ignored. Semicolons are read too.
+    Columns: patient, site, and as known origin, age, sex, scanner, split, each once; others are ignored, whatever they
+    are called. Semicolons are read too.
     Raises InputError if the file cannot be read at all.
     """
     p = check_path(path)
@@ -89,16 +93,19 @@ def read_patients(path: str | os.PathLike[str]) -> tuple[dict[str, Patient], lis
         raise InputError("patients-unreadable", f"{where}: not a text file in UTF-8 ({e}); export it as CSV") from e
     first = text.splitlines()[0] if text.strip() else ""
     delimiter = ";" if first.count(";") > first.count(",") else ","
-    rows = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    names = [name.strip().lower() for name in rows.fieldnames or ()]
+    rows = csv.reader(text.splitlines(), delimiter=delimiter)
+    names = [name.strip().lower() for name in next(rows, [])]
     lacking = [name for name in REQUIRED if name not in names]
     if lacking:
         return {}, [Problem("column-missing", where, f"no column {', '.join(lacking)}; it has: {', '.join(names)}")]
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if twice:
+        return {}, [Problem("column-twice", where, f"column {', '.join(twice)} stands there more than once; keep one")]
     patients: dict[str, Patient] = {}
     problems: list[Problem] = []
-    for row in rows:
+    for row in filter(None, rows):  # no empty lines
         at = f"{where} line {rows.line_num}"
-        cells = {n: (v or "").strip() for n, v in zip(names, list(row.values())[: len(names)], strict=False)}
+        cells = dict.fromkeys(names, "") | {n: v.strip() for n, v in zip(names, row, strict=False)}
         patient, found = _patient(cells, at)
         problems += found
         if patient is None:
@@ -226,11 +233,19 @@ def _label_values(declared: Any) -> frozenset[int] | None:
 def with_cases(
     path: Path, section: str, cases: Iterable[Mapping[str, str]], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The datalist at `path`, or a new one that begins with `about`, with `cases` added to one section.
+    """The datalist at `path`, or a new one that begins with `about`, with `cases` in one section.
 
-    Other sections and earlier cases stay; an image that the section lists already is not listed again.
+    Other cases stay. An image stands in one section only: what another one lists is moved from there, with a warning.
+    What the section lists already stays as it is, and gains what it does not say yet ("patient", where an older volseg
+    wrote it).
     """
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(about)
-    listed = {case["image"] for case in document.get(section, [])}
-    document.setdefault(section, []).extend(dict(case) for case in cases if case["image"] not in listed)
+    new = {case["image"]: dict(case) for case in cases}
+    for other in [name for name in SECTIONS if name != section and name in document]:
+        kept = [case for case in document[other] if case["image"] not in new]
+        if moved := len(document[other]) - len(kept):
+            log.warning("%d cases of %s stood under %r and stand under %r now", moved, path, other, section)
+        document[other] = kept
+    listed = [new.pop(case["image"], {}) | case for case in document.get(section, [])]
+    document[section] = [*listed, *new.values()]
     return document

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from volseg.errors import InputError, VolsegError
 from volseg.geometry import spacing_mm, to_ras
 from volseg.io.cohort import Cohort, CohortCase, Problem, one_line, read_cohort
-from volseg.io.files import shown
+from volseg.io.files import safe_name, shown
 from volseg.io.mri_study import read_mri_study
 from volseg.io.study import NOT_ONE_IMAGE, read_volume
 from volseg.types import Volume
@@ -199,8 +199,10 @@ def _leaks(cohort: Cohort, hashes: Mapping[CohortCase, list[str]]) -> list[Probl
     problems = []
     of_patient: dict[str, list[CohortCase]] = defaultdict(list)
     of_image: dict[str, list[CohortCase]] = defaultdict(list)
+    of_name: dict[str, dict[Path, None]] = defaultdict(dict)
     for case in cohort.cases:
         of_patient[case.patient].append(case)
+        of_name[safe_name(case.name)][case.image] = None
         for digest in hashes[case]:
             of_image[digest].append(case)
     for patient, cases in of_patient.items():
@@ -220,6 +222,12 @@ def _leaks(cohort: Cohort, hashes: Mapping[CohortCase, list[str]]) -> list[Probl
             sections = sorted({case.section for case in cases})
             code = "image-in-two-splits" if len(sections) > 1 else "image-twice"
             problems.append(Problem(code, names, f"hold the same voxels ({' and '.join(sections)})"))
+    # Results are filed by name: of two images with one name, one would be scored with the other's masks.
+    for name, images in of_name.items():
+        if len(images) > 1:
+            names = " and ".join(_shown(image, cohort) for image in list(images)[:3])
+            more = f" and {len(images) - 3} more" * (len(images) > 3)
+            problems.append(Problem("name-twice", names + more, f"share the name {name}, and so one result; rename"))
     return problems
 
 

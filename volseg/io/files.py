@@ -64,11 +64,18 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """The file or folder name without its image suffix; '.' and '..' are resolved first."""
+    """The file or folder name without its image suffix; '.' and '..' are resolved first.
+
+    What cannot be looked at (a name longer than 255 bytes, say) is taken for a file: opening it says what is wrong.
+    """
     name = path.name or path.resolve().name
     if name in (".", ".."):
         name = path.resolve().name
-    suffix = suffix_of(Path(name)) if not path.is_dir() else ""
+    try:
+        is_folder = path.is_dir()
+    except OSError:
+        is_folder = False
+    suffix = "" if is_folder else suffix_of(Path(name))
     return name[: len(name) - len(suffix)] if suffix else name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -13,14 +14,12 @@ import SimpleITK
 from volseg.errors import InputError
 from volseg.geometry import Affine, check_affine, lps_to_ras
 from volseg.io.files import check_path, shown, suffix_of
+from volseg.io.itk_header import NRRD_SUFFIXES, TextHeader, check_compressed, read_text_header
 from volseg.io.voxels import LARGEST_VOXELS, check_finite, compact
 from volseg.types import Volume
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _DEFLATE_LIMIT = 1032
-# What a header must say for its orientation to be known; ITK fills in an identity matrix where it is absent.
-_ORIENTATION = {".nrrd": b"space directions", ".nhdr": b"space directions", ".mha": b"TransformMatrix"}
-_ORIENTATION |= {".mhd": b"TransformMatrix"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,31 +31,10 @@ class ItkHeader:
     pixel_type: str
 
 
-def _check_text(path: Path, where: str) -> None:
-    """Orientation present, and no data file outside this folder."""
-    with path.open("rb") as f:
-        head = f.read(1 << 14)
-    suffix = suffix_of(path)
-    if suffix in (".nrrd", ".nhdr"):
-        if not head.startswith(b"NRRD"):
-            raise InputError("itk-damaged", f"{where}: the content is not NRRD; download or export it again")
-        found = re.search(rb"^data ?file: *(.*)$", head.split(b"\n\n")[0].replace(b"\r", b""), re.MULTILINE)
-    else:
-        found = re.search(rb"^ElementDataFile *= *(.*)$", head.replace(b"\r", b""), re.MULTILINE)
-        if not found:
-            raise InputError("itk-damaged", f"{where}: the content is not MetaImage; download or export it again")
-    if found and found[1].strip() != b"LOCAL":
-        name = found[1].strip().decode("utf-8", "replace")
-        if name != Path(name).name or name == "LIST" or "%" in name or "\0" in name or not name:
-            raise InputError("itk-data-file-outside", f"{where}: its voxels lie in {shown(name)!r}, not beside it")
-    if not re.search(rb"^" + _ORIENTATION[suffix] + rb" *[:=]", head, re.MULTILINE):
-        raise InputError("itk-no-orientation", f"{where}: the header gives no orientation; export it with geometry")
-
-
-def _open(path: Path, where: str) -> tuple[SimpleITK.ImageFileReader, ItkHeader]:
-    _check_text(path, where)
+def _open(path: Path, where: str) -> tuple[SimpleITK.ImageFileReader, ItkHeader, TextHeader]:
+    text = read_text_header(path, where)
     reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("NrrdImageIO" if suffix_of(path) in (".nrrd", ".nhdr") else "MetaImageIO")
+    reader.SetImageIO("NrrdImageIO" if suffix_of(path) in NRRD_SUFFIXES else "MetaImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -81,7 +59,7 @@ def _open(path: Path, where: str) -> tuple[SimpleITK.ImageFileReader, ItkHeader]
     lps[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.asarray(reader.GetSpacing())
     lps[:3, 3] = reader.GetOrigin()
     affine = check_affine(lps_to_ras(lps), where)
-    return reader, ItkHeader((size[0], size[1], size[2]), affine, pixel_type)
+    return reader, ItkHeader((size[0], size[1], size[2]), affine, pixel_type), text
 
 
 def _glob_escape(text: str) -> str:
@@ -98,12 +76,14 @@ def read_itk(path: str | os.PathLike[str], *, channel: str = "CT") -> tuple[Volu
     """Read one NRRD, MHA or MHD image. Returns (Volume, notes).
 
     Raises:
-        InputError: itk-damaged, itk-not-3d, itk-no-orientation, itk-data-file-outside, itk-size-implausible,
-            single-slice, voxels-not-finite, and those of `check_path` and `check_affine`.
+        InputError: itk-damaged, itk-not-3d, itk-no-orientation, itk-no-spacing, itk-data-file-outside,
+            itk-size-implausible, single-slice, voxels-not-finite, and those of `check_path` and `check_affine`.
     """
     p = check_path(path)
     where = shown(p.name)
-    reader, header = _open(p, where)
+    reader, header, text = _open(p, where)
+    bits = int(header.pixel_type.split("-")[0])  # "16-bit signed integer"
+    check_compressed(p, text, math.prod(header.shape) * bits // 8, where)
     try:
         stored = SimpleITK.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
     except RuntimeError as e:

@@ -21,6 +21,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 from monai.utils.misc import ensure_tuple
 
 from volseg.errors import InputError
+from volseg.io.files import shown
 from volseg.io.mri_study import read_mri_study
 from volseg.io.study import read_volume
 from volseg.labels import MRI_CHANNELS
@@ -31,19 +32,34 @@ PathLike = str | os.PathLike
 
 
 class StrictReader(ImageReader):
-    """Paths -> arrays (X, Y, Z) with RAS+ affine, through `volseg.io.study.read_volume`. Label maps stay integers."""
+    """Paths -> arrays (X, Y, Z) with RAS+ affine, through `volseg.io.study.read_volume`. Label maps stay integers.
 
-    def __init__(self, *, series_uid: str | None = None) -> None:
+    `channel` is what every image has to hold: "CT", say; None for anything.
+    """
+
+    def __init__(self, *, series_uid: str | None = None, channel: str | None = None) -> None:
         super().__init__()
-        self.series_uid = series_uid
+        self.series_uid, self.channel = series_uid, channel
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """True: whatever cannot be read is refused in words by `read`."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> list[Volume]:
-        """Read one path, or several of one grid that become channels. Raises InputError."""
-        return [read_volume(Path(p), series_uid=self.series_uid)[0] for p in ensure_tuple(data)]
+        """Read one path, or several of one grid that become channels.
+
+        Raises InputError: wrong-modality where DICOM says another than `channel`, and those of `read_volume`. NIfTI,
+        NRRD and MetaImage have no modality and are taken for CT.
+        """
+        return [self._read(Path(p)) for p in ensure_tuple(data)]
+
+    def _read(self, path: Path) -> Volume:
+        volume = read_volume(path, series_uid=self.series_uid)[0]
+        if self.channel is not None and volume.channel != self.channel:
+            raise InputError(
+                "wrong-modality", f"{shown(path)}: {self.channel} is read here; the study holds {shown(volume.channel)}"
+            )
+        return volume
 
     def get_data(self, img: Sequence[Volume]) -> tuple[np.ndarray, dict]:
         """Volumes -> (array, meta); several are stacked on a new first axis."""
@@ -76,7 +92,8 @@ def _quiet(name: str) -> Iterator[None]:
 class LoadStudyd(LoadImaged):
     """`LoadImaged` that reads through `StrictReader` and never falls back to a reader that repairs in silence.
 
-    Args as in LoadImaged; `ensure_channel_first` is True by default. Raises InputError with a reason code.
+    Args as in LoadImaged; `ensure_channel_first` is True by default. `channel` is what every image has to hold ("CT",
+    say; label maps in NIfTI pass, see `StrictReader`), None for anything. Raises InputError with a reason code.
     """
 
     def __init__(
@@ -87,10 +104,11 @@ class LoadStudyd(LoadImaged):
         ensure_channel_first: bool = True,
         image_only: bool = True,
         series_uid: str | None = None,
+        channel: str | None = None,
         allow_missing_keys: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.strict = StrictReader(series_uid=series_uid)
+        self.strict = StrictReader(series_uid=series_uid, channel=channel)
         with warnings.catch_warnings(), _quiet("monai.data.nvimgcodec_pydicom_plugin"):  # readers dropped below
             warnings.simplefilter("ignore")
             super().__init__(

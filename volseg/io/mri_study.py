@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
@@ -84,7 +85,7 @@ def read_mri_study(
     return Study(
         name=safe_name(name if name is not None else stem_of(Path(first))),
         volumes=volumes,
-        source=str(first),
+        source=str(Path(first).resolve()),  # another run may start in another folder
         notes=tuple(notes),
     )
 
@@ -189,13 +190,13 @@ def _usable(candidate: Candidate) -> Candidate:
 
 
 def _belong_together(used: Mapping[MriChannel, Candidate], allow_other_frame: bool) -> list[str]:
-    """Every series against the first: same patient, same study, same frame of reference. Returns notes.
+    """Every series against every other: same patient, same study, same frame of reference. Returns notes.
 
-    Names of patients are not told: the line may end in a log.
+    Not against the first alone, which may say nothing of its patient. Names of patients are not told: the line may end
+    in a log.
     """
     notes = []
-    (first, a), *rest = used.items()
-    for channel, b in rest:
+    for (first, a), (channel, b) in combinations(used.items(), 2):
         both = f"{first} ({a.label}) and {channel} ({b.label})"
         if a.patient and b.patient and a.patient != b.patient:
             raise InputError("mri-several-patients", f"{both} are of two patients; give one patient's sequences")
@@ -226,7 +227,8 @@ def _overrides(
     for name, value in given.items():
         channel = _channel(name)
         text = os.fspath(value)
-        if found and not Path(text).exists() and re.fullmatch(r"[0-9.#]+", text):
+        # A longer one is no UID, and Path.exists raises above 255 bytes.
+        if found and re.fullmatch(r"[0-9.#]{1,80}", text) and not Path(text).exists():
             out[channel] = _by_uid(channel, text, found)
         else:
             out[channel] = _alone(channel, candidates_at(check_path(value), open_zips), shown(Path(text).name or text))

@@ -49,7 +49,7 @@ def read_study(path: str | os.PathLike[str], *, series_uid: str | None = None, n
     return Study(
         name=safe_name(name if name is not None else stem_of(Path(path))),
         volumes={volume.channel: volume},
-        source=str(path),
+        source=str(Path(path).resolve()),  # another run may start in another folder
         notes=notes,
     )
 

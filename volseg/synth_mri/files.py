@@ -44,12 +44,14 @@ def write_cases(
     make: Callable[[int], MriCase],
     section: str,
     *,
+    patient: str | None = None,
     progress: bool | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Write the cases `make(0)`, `make(1)` ... under their names and list them in `folder`/datalist.json.
 
-    Returns the studies' folders. Cases already there are kept and not made again.
+    Returns the studies' folders. Cases already there are kept and not made again; those that another section lists are
+    moved from there. `patient` is whose body all of them show; None: each shows one of its own.
     """
     studies: list[Path] = []
     hidden = not progress if progress is not None else None
@@ -59,7 +61,7 @@ def write_cases(
         if not label.is_file():
             _write_case(folder, name, label, make(number))
         studies.append(folder / "imagesTr" / name)
-    _list_cases(folder, studies, section)
+    _list_cases(folder, studies, section, patient)
     say(f"{len(studies)} MRI studies in {folder}, listed in {DATALIST} under {section!r}")
     return studies
 
@@ -77,7 +79,7 @@ def _write_case(folder: Path, name: str, label: Path, case: MriCase) -> None:
     write_nifti(label, case.instances, affine, dtype=np.uint16)
 
 
-def _list_cases(folder: Path, studies: list[Path], section: str) -> None:
+def _list_cases(folder: Path, studies: list[Path], section: str, patient: str | None) -> None:
     about = {
         "name": "volseg synthetic spine MRI",
         "description": "SYNTHETIC lesions in phantoms or grown in MRI; not clinical data. An image is a folder",
@@ -85,7 +87,12 @@ def _list_cases(folder: Path, studies: list[Path], section: str) -> None:
         "modality": {str(n): channel for n, channel in enumerate(MRI_CHANNELS)},
     }
     cases = [
-        {"image": study.relative_to(folder).as_posix(), "label": f"labelsTr/{study.name}.nii.gz"} for study in studies
+        {
+            "image": study.relative_to(folder).as_posix(),
+            "label": f"labelsTr/{study.name}.nii.gz",
+            "patient": patient or study.name,
+        }
+        for study in studies
     ]
     path = folder / DATALIST
     write_whole(path, json.dumps(with_cases(path, section, cases, about), indent=1))

@@ -95,6 +95,7 @@ def write_grown_mri(
         names,
         lambda number: grow_mri_case(study, marrow, options, number),
         options.section,
+        patient=study.name,
         progress=progress,
         say=say,
     )

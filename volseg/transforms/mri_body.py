@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import ArrayLike, NDArray
 
-from volseg.geometry import spacing_mm
+from volseg.geometry import closest_axes, spacing_mm
 from volseg.labels import MRI_CHANNELS
 from volseg.transforms.bone_blocks import block_mean, block_step, stretch
 from volseg.transforms.bone_body import GRID_MM, patient
@@ -43,7 +43,7 @@ def mr_body_mask(image: NDArray, affine: ArrayLike) -> Mask:
         return np.ones(image.shape, dtype=bool)
     step = block_step(spacing_mm(affine), GRID_MM)
     coarse = block_mean(image, step)
-    axial = int(np.abs(np.asarray(affine)[2, :3]).argmax())
+    axial = closest_axes(affine)[0][2]
     return stretch(patient(coarse > air_limit(coarse), axial), step, image.shape)
 
 
