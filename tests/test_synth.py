@@ -53,6 +53,17 @@ def test_the_same_seed_gives_the_same_voxels_and_another_seed_others(ct, tmp_pat
     assert not np.array_equal(voxels(tmp_path / "a", 1), voxels(tmp_path / "c", 2))
 
 
+def test_cases_of_another_ct_or_grown_otherwise_are_not_kept_for_these(ct, tmp_path):
+    images = write_cases({"block": ct}, tmp_path, OPTIONS, progress=False)
+    other = Volume(ct.voxels + 1, ct.affine)
+    with pytest.raises(InputError, match=r"cases-of-another: block_s4_000 was grown in another CT"):
+        write_cases({"block": other}, tmp_path, OPTIONS, progress=False)
+    with pytest.raises(InputError, match=r"grown otherwise \(lesions \[1, 2\], not \[3, 3\]\)"):
+        write_cases({"block": ct}, tmp_path, replace(OPTIONS, lesions=(3, 3)), progress=False)
+    more = write_cases({"block": ct}, tmp_path, replace(OPTIONS, n=3), progress=False)
+    assert more[:2] == images and len(more) == 3, "more cases of the same CT are welcome"
+
+
 def test_a_run_that_was_cut_off_goes_on_and_touches_nothing_finished(ct, tmp_path):
     first = write_cases({"block": ct}, tmp_path, OPTIONS, progress=False)
     label = tmp_path / "labelsTr" / first[1].name

@@ -7,6 +7,7 @@ cut off goes on where it stopped and gives the same files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import zlib
@@ -74,6 +75,8 @@ def write_cases(
 
     `sources` maps a name (safe for files) to a CT in HU, or to None for phantoms. Cases already there are kept; those
     that another section lists are moved from there. The cases of one CT are one patient's, named as the CT is.
+
+    Raises InputError: no-bone; cases-of-another where cases of these names were grown in another CT or otherwise.
     """
     for sub in ("imagesTr", "labelsTr", "parameters"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
@@ -86,15 +89,19 @@ def write_cases(
         disable=not progress if progress is not None else None,
         file=sys.stderr,
     )
+    made_from = {name: _fingerprint(volume) for name, volume in sources.items()}
+    for name in sources:
+        for number in range(options.n):
+            _refuse_another(_paths(folder, _stem(name, options, number))["parameters"], made_from[name], options)
     with bar:
         for name, volume in sources.items():
             source: Source | None = None
             for number in range(options.n):
-                stem = f"{name}_s{options.seed}_{number:03d}"
+                stem = _stem(name, options, number)
                 paths = _paths(folder, stem)
                 if not all(path.is_file() for path in paths.values()):
                     source = source or prepare(name, volume)
-                    _write_case(source, stem, paths, options, number)
+                    _write_case(source, stem, paths, options, number, made_from[name])
                 images.append(paths["image"])
                 # All cases of a CT show one body and belong together; every phantom is a body of its own.
                 patients[paths["image"]] = stem if volume is None else name
@@ -143,11 +150,13 @@ def grow_case(source: Source, options: SynthOptions, number: int) -> tuple[Volum
     return grown.volume, grown.instances, parameters
 
 
-def _write_case(source: Source, stem: str, paths: dict[str, Path], options: SynthOptions, number: int) -> None:
+def _write_case(
+    source: Source, stem: str, paths: dict[str, Path], options: SynthOptions, number: int, made_from: str
+) -> None:
     volume, instances, parameters = grow_case(source, options, number)
     voxels = np.rint(np.clip(volume.voxels, -1024, 8000)).astype(np.int16)
     write_nifti(paths["image"], voxels, volume.affine, dtype=np.int16)
-    write_whole(paths["parameters"], json.dumps({"case": stem, **parameters}, indent=1))
+    write_whole(paths["parameters"], json.dumps({"case": stem, "source_sha256": made_from, **parameters}, indent=1))
     # The label comes last: a case with all three files is a complete one.
     write_nifti(paths["label"], instances, volume.affine, dtype=np.uint16)
 
@@ -168,6 +177,35 @@ def cut_block(volume: Volume, bone: BoneMask, size_mm: float, rng: np.random.Gen
     affine[:3, 3] = voxel_to_ras_mm(volume.affine, starts)
     cropped = Volume(np.ascontiguousarray(volume.voxels[box]), affine, channel=volume.channel)
     return cropped, BoneMask(bone=bone.bone[box], marrow=bone.marrow[box], cortex=bone.cortex[box])
+
+
+def _stem(name: str, options: SynthOptions, number: int) -> str:
+    return f"{name}_s{options.seed}_{number:03d}"
+
+
+def _fingerprint(volume: Volume | None) -> str:
+    """Of a CT's voxels and grid; "" for phantoms, which the seed alone makes."""
+    if volume is None:
+        return ""
+    return hashlib.sha256(np.asarray(volume.voxels).tobytes() + volume.affine.tobytes()).hexdigest()
+
+
+def _refuse_another(parameters: Path, made_from: str, options: SynthOptions) -> None:
+    """A case that is there may only be kept if the same CT and options made it. What it does not say is believed."""
+    if not parameters.is_file():
+        return
+    try:
+        before = json.loads(parameters.read_text(encoding="utf-8"))
+        ct, how = before.get("source_sha256", made_from), before.get("options", {})
+    except (ValueError, AttributeError):
+        return  # cut off while it was written: the case is grown again
+    advice = "choose another --seed or folder"
+    if ct != made_from:
+        raise InputError("cases-of-another", f"{parameters.stem} was grown in another CT of that name; {advice}")
+    now = as_json(asdict(options))
+    if other := [key for key in now if key not in ("n", "section") and how.get(key, now[key]) != now[key]]:
+        told = ", ".join(f"{key} {how[key]}, not {now[key]}" for key in other)
+        raise InputError("cases-of-another", f"{parameters.stem} was grown otherwise ({told}); {advice}")
 
 
 def _paths(folder: Path, stem: str) -> dict[str, Path]:
