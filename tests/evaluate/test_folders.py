@@ -130,6 +130,13 @@ def test_plain_masks_are_paired_by_name_and_score_1(cohort):
     assert all(len(c.predicted_lesions) == 2 and not c.scored for c in cases)
 
 
+@pytest.mark.parametrize("side", ["pred", "labelsTr"])
+def test_two_masks_of_one_name_are_refused(cohort, side):
+    write_nifti(cohort / side / "p1.nii", np.zeros(SHAPE, np.uint16), AFFINE, dtype=np.uint16)
+    with pytest.raises(InputError, match=r"masks-of-one-name.*p1"):
+        pair_folders(cohort / "pred", cohort / "labelsTr")
+
+
 def test_kinds_come_from_what_synth_wrote_beside_the_labels(cohort):
     (cohort / "parameters").mkdir()
     (cohort / "parameters/p1.json").write_text('{"lesions": [{"id": 1, "kind": "lytic"}]}')

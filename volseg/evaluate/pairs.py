@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from volseg.errors import InputError
 from volseg.io.cohort import Patient, Problem, one_line, patient_of, read_patients
 from volseg.io.files import check_path, safe_name, stem_of, suffix_of
 
+Found = TypeVar("Found")
 MASK, RESULT = "lesions.nii.gz", "result.json"
 
 
@@ -33,13 +34,16 @@ def pair_folders(
     """Find each true mask's prediction: PRED/<name>.nii.gz, or PRED/<name>/lesions.nii.gz as `volseg predict` writes.
 
     Of a decathlon folder the labelsTr is taken. Returns (pairs by name, notes). What lacks a prediction has None.
-    Raises InputError if a folder is missing, empty, or if no name occurs in both.
+    Raises InputError if a folder is missing, empty, holds two masks of one name, or if no name occurs in both.
     """
     for folder in (predicted, truth):
         if not check_path(folder).is_dir():
             raise InputError("not-a-folder", f"{folder} is a file; give the folder that holds the masks")
     labels = truth / "labelsTr" if (truth / "labelsTr").is_dir() else truth
-    truths = {stem_of(p): p for p in sorted(labels.iterdir()) if p.is_file() and suffix_of(p) and p.name[0] != "."}
+    truths: dict[str, Path] = {}
+    for p in sorted(labels.iterdir()):
+        if p.is_file() and suffix_of(p) and p.name[0] != ".":
+            _put(truths, stem_of(p), p, p)
     if not truths:
         raise InputError("no-masks", f"{labels} holds no image file volseg reads; give the folder with the true masks")
     predictions = find_predictions(predicted)
@@ -97,7 +101,14 @@ def find_predictions(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         if path.name.startswith("."):
             continue
         if path.is_file() and suffix_of(path):
-            found[stem_of(path)] = (path, None)
+            _put(found, stem_of(path), (path, None), path)
         elif (path / MASK).is_file():
-            found[path.name] = (path / MASK, path / RESULT if (path / RESULT).is_file() else None)
+            _put(found, path.name, (path / MASK, path / RESULT if (path / RESULT).is_file() else None), path)
     return found
+
+
+def _put(found: dict[str, Found], name: str, what: Found, path: Path) -> None:
+    """Which of two masks of one name is meant nobody knows: the last one found must not win in silence."""
+    if name in found:
+        raise InputError("masks-of-one-name", f"{path.parent} holds two masks called {name}; remove one: {path.name}")
+    found[name] = what
