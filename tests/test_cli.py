@@ -58,7 +58,7 @@ def _other_of_this_name(ct, tmp_path):
         (lambda ct, path: [_other_of_this_name(ct, path)], "in/block.nii.gz; choose another --name or -o"),
         (lambda ct, _: [ct, "--overlap", "0.125"], "the bundle's own settings, now inferer#overlap 0.125"),
         (lambda ct, _: [ct, "--probability"], "made without --probability"),
-        (lambda ct, _: [ct, "--series", "77"], "of series"),
+        (lambda ct, _: [ct, "--series", "77"], "of the series volseg chooses, now series 77"),
         (lambda ct, path: [ct] if _changed(path / "bright_segmentation/models/model.pt") else [], "of other weights"),
         (lambda ct, path: [ct] if _changed(path / "out/block/result.json", "{") else [], "not a finished result"),
     ],
@@ -97,7 +97,10 @@ def test_overwrite_replaces_results_and_nothing_else(ct, bright_bundle, tmp_path
     theirs.mkdir(parents=True)
     (theirs / "mine.txt").write_text("not volseg's")
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite") == 2
-    assert "output-exists" in capsys.readouterr().err and (theirs / "mine.txt").is_file()
+    assert (
+        "exists and is not a finished result: not replaced" in capsys.readouterr().err
+        and (theirs / "mine.txt").is_file()
+    )
     shutil.rmtree(tmp_path / "out")
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite", "--probability") == 0
@@ -109,21 +112,30 @@ def test_the_input_is_never_replaced_by_the_result(ct, bright_bundle, tmp_path, 
     assert "output-is-input" in capsys.readouterr().err and ct.is_file()
 
 
-def test_other_channels_asked_for_are_not_answered_with_what_lies_there(tmp_path):
-    asked = Asked("b_segmentation", "ab" * 32, {}, "1.0", series=None, channels=True, probability=False)
+def test_only_what_was_asked_for_is_kept(tmp_path):
+    asked = Asked("b_segmentation", "ab" * 32, {}, "1.0", series={"T1": "/mri/t1.nii"}, probability=False)
+    study = {"source": str(tmp_path / "mri"), "asked": {"T1": "/mri/t1.nii"}}
     made_by = {"bundle": "b_segmentation", "bundle_version": "1.0", "weights_sha256": "ab" * 32, "settings": {}}
-    document = {"study": {"source": str(tmp_path / "mri"), "series_uid": ""}, "provenance": made_by}
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/result.json").write_text(json.dumps(document))
-    with pytest.raises(UsageError, match="--channel"):
-        already_done(tmp_path / "out", str(tmp_path / "mri"), asked, overwrite=False)
-    assert already_done(tmp_path / "out", str(tmp_path / "mri"), replace(asked, channels=False), overwrite=False)
+
+    def done(one: Asked, **provenance) -> bool:
+        document = {"study": study, "provenance": made_by | provenance}
+        (tmp_path / "out/result.json").write_text(json.dumps(document))
+        return already_done(tmp_path / "out", str(tmp_path / "mri"), one, overwrite=False)
+
+    assert done(asked)
+    with pytest.raises(UsageError, match=r"of T1 /mri/t1\.nii, now the series volseg chooses"):
+        done(replace(asked, series={}))
     with pytest.raises(UsageError, match="another version"):
-        already_done(tmp_path / "out", str(tmp_path / "mri"), replace(asked, version="1.1"), overwrite=False)
-    heeded = made_by | {"other_weights": {"bmseg_bmsmm_net_segmentation": "cd" * 32}}
-    (tmp_path / "out/result.json").write_text(json.dumps(document | {"provenance": heeded}))
+        done(replace(asked, version="1.1"))
     with pytest.raises(UsageError, match="other weights of bmseg_bmsmm_net"):
-        already_done(tmp_path / "out", str(tmp_path / "mri"), replace(asked, channels=False), overwrite=False)
+        done(asked, other_weights={"bmseg_bmsmm_net_segmentation": "cd" * 32})
+
+
+def test_a_link_that_leads_to_itself_is_that_studys_failure(ct, bright_bundle, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert _predict(bright_bundle, tmp_path / "loop", ct, "-o", tmp_path / "out") == 1
+    assert "path-missing" in capsys.readouterr().err and (tmp_path / "out/block/report.html").is_file()
 
 
 def test_names_of_inputs_stay_apart():

@@ -32,6 +32,7 @@ class Study:
     """One examination of one patient. `name` is safe as a folder name and carries no patient data.
 
     `notes` says in words what the reader decided: which series was used and why the others were left, what was odd.
+    `asked` is what the reader was told to use, if anything: {"series": UID}, or of MRI {channel: UID or path}.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Study:
     site: str = ""
     source: str = ""
     notes: tuple[str, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from volseg.errors import InputError
 from volseg.io import itk_header, read_volume
@@ -163,3 +165,19 @@ def test_a_bomb_is_inflated_no_further_than_its_voxels(tmp_path, monkeypatch) ->
     monkeypatch.setattr(itk_header.zlib, "decompressobj", Counted)
     assert "more than 48000" in refused(mha(tmp_path, zlib.compress(bytes(20 << 20)))).message
     assert max(given) <= 1 << 10 and sum(given) <= 48000 + (1 << 10)
+
+
+def test_numbers_with_a_point_long_headers_and_key_value_pairs_are_no_damage(tmp_path):
+    image = SimpleITK.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(4, 3, 2))
+    SimpleITK.WriteImage(image, str(tmp_path / "z.mha"), useCompression=True)
+    raw = (tmp_path / "z.mha").read_bytes()
+    size = re.search(rb"CompressedDataSize = (\d+)", raw)
+    (tmp_path / "point.mha").write_bytes(raw.replace(size[0], size[0] + b".0"))
+    for n in range(400):
+        image.SetMetaData(f"0010|{n:04x}", "x" * 60)
+    SimpleITK.WriteImage(image, str(tmp_path / "long.mha"))
+    SimpleITK.WriteImage(image, str(tmp_path / "pairs.nrrd"))
+    pairs = (tmp_path / "pairs.nrrd").read_bytes().replace(b"\n\n", b"\nData File:=../x\nspace:=nowhere\n\n", 1)
+    (tmp_path / "pairs.nrrd").write_bytes(pairs)
+    for name in ("point.mha", "long.mha", "pairs.nrrd"):
+        assert read_volume(tmp_path / name)[0].voxels.shape == (2, 3, 4)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from volseg.cli.reading import asked_series
 from volseg.cli.shared import asked_overrides
 from volseg.errors import UsageError
 
 RESULT = "result.json"
+CHOSEN = "the series volseg chooses"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,7 @@ class Asked:
     weights_sha256: str
     settings: Mapping[str, Any]
     version: str
-    series: str | None
-    channels: bool
+    series: Mapping[str, str]
     probability: bool
 
 
@@ -39,9 +41,7 @@ def asked_of(bundle: str, args: argparse.Namespace) -> Asked:
 
     files = find_bundle(bundle, trust=args.trust_bundle)
     settings = as_json(changed_settings(files, asked_overrides(files, args)))
-    return Asked(
-        files.name, _sha256(files.weights), settings, files.version, args.series, bool(args.channel), args.probability
-    )
+    return Asked(files.name, _sha256(files.weights), settings, files.version, asked_series(args), args.probability)
 
 
 def already_done(folder: Path, item: str, asked: Asked, *, overwrite: bool) -> bool:
@@ -52,12 +52,12 @@ def already_done(folder: Path, item: str, asked: Asked, *, overwrite: bool) -> b
     """
     from volseg.pipeline import replaceable
 
-    if folder.resolve() in (source := Path(item).expanduser().resolve(), *source.parents):
+    if Path(os.path.realpath(folder)) in (source := Path(os.path.realpath(item)), *source.parents):
         raise UsageError("output-is-input", f"{folder}, where the result would go, is or holds the input {item}")
     if not folder.exists() or (overwrite and replaceable(folder)):
         return False
     if overwrite:
-        raise UsageError("output-exists", f"{folder} {_held(folder)} and was not replaced; choose another --name or -o")
+        raise UsageError("output-exists", f"{folder} {_held(folder)}: not replaced; choose another --name or -o")
     try:
         document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         differs = _difference(document, item, asked)
@@ -81,32 +81,33 @@ def refuse_result_above(folder: Path) -> None:
 def _difference(document: Mapping[str, Any], item: str, asked: Asked) -> str:
     """What sets a finished result apart from the one asked for; "" for nothing."""
     study, made_by = document["study"], document["provenance"]
-    if Path(study["source"]) != Path(item).expanduser().resolve():
-        return f"of {study['source']}"
     if made_by["bundle"] != asked.bundle:
         return f"of {made_by['bundle']}"
     if (made_by["bundle_version"], made_by["weights_sha256"]) != (asked.version, asked.weights_sha256):
         return f"of other weights or another version ({made_by['bundle']} {made_by['bundle_version']})"
+    if str(study["source"]) != os.path.realpath(item):
+        return f"of {study['source']}"
     heeded = made_by.get("other_weights", {})
     if changed := [name for name, weights in heeded.items() if _weights_of(name) != weights]:
         return f"for which other weights of {', '.join(changed)} were heeded"
     settings = made_by.get("settings", {})
     if settings != asked.settings:
         return f"made with {_in_words(settings)}, now {_in_words(asked.settings)}"
-    if asked.series and not str(study["series_uid"]).endswith(asked.series.lstrip(".")):
-        return f"of series {study['series_uid']}"
-    if asked.channels:
-        return "perhaps made with other series than --channel says now"
+    if (series := study.get("asked", {})) != asked.series:
+        return f"of {_in_words(series, CHOSEN)}, now {_in_words(asked.series, CHOSEN)}"
     return ""
 
 
 def _held(folder: Path) -> str:
     several = sorted(path.parent.name for path in folder.glob(f"*/{RESULT}")) if folder.is_dir() else []
-    return f"holds the results of {', '.join(several)}" if several else "exists and is not a finished result"
+    if several:
+        return f"holds the results of {', '.join(several)}"
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir()) if (folder / RESULT).is_file() else []
+    return f"holds a result and besides {', '.join(others)}" if others else "exists and is not a finished result"
 
 
-def _in_words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items()) or "the bundle's own settings"
+def _in_words(asked: Mapping[str, Any], nothing: str = "the bundle's own settings") -> str:
+    return ", ".join(f"{key} {value}" for key, value in asked.items()) or nothing
 
 
 def _weights_of(bundle: str) -> str:

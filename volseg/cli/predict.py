@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from volseg.cli.done import already_done, asked_of, refuse_result_above
-from volseg.cli.reading import checked_modality, read_for
+from volseg.cli.done import Asked, already_done, asked_of, refuse_result_above
+from volseg.cli.reading import asked_series, checked_modality, read_for
 from volseg.cli.shared import (
     FORMATTER,
     Commands,
@@ -77,17 +78,18 @@ def _predict(args: argparse.Namespace) -> int:
     names = unique_names([args.name or study_name(item) for item in args.inputs])
     bundles = _asked_bundles(args)
     reads = checked_modality(bundles, args)
+    asked = {bundle: asked_of(bundle, args) for bundle in bundles}
     todo = [
         (item, name, todo_here)
         for item, name in zip(args.inputs, names, strict=True)
-        if (todo_here := _not_done(out, item, name, bundles, args))
+        if (todo_here := _not_done(out / name, item, asked, overwrite=args.overwrite))
     ]
     loaded: dict[str, LoadedBundle] = {}
     failures: list[int] = []
     for item, name, todo_here in todo:
         start = time.perf_counter()
         try:
-            study = read_for(reads, item, name, args)
+            study = replace(read_for(reads, item, name, args), asked=asked_series(args))
             read_seconds = time.perf_counter() - start
             for bundle, folder in todo_here:
                 loaded[bundle] = loaded.get(bundle) or load(bundle, args)
@@ -126,17 +128,12 @@ def _asked_bundles(args: argparse.Namespace) -> list[str]:
     return bundles
 
 
-def _not_done(
-    out: Path, item: str, name: str, bundles: Sequence[str], args: argparse.Namespace
-) -> list[tuple[str, Path]]:
+def _not_done(folder: Path, item: str, asked: Mapping[str, Asked], *, overwrite: bool) -> list[tuple[str, Path]]:
     """The bundles whose answer on a study is still to be made, and where it goes."""
-    if len(bundles) > 1:
-        refuse_result_above(out / name)
-    return [
-        (bundle, folder)
-        for bundle, folder in zip(bundles, _folders(out, name, bundles), strict=True)
-        if not already_done(folder, item, asked_of(bundle, args), overwrite=args.overwrite)
-    ]
+    if len(asked) > 1:
+        refuse_result_above(folder)
+    places = zip(asked, _folders(folder.parent, folder.name, list(asked)), strict=True)
+    return [(b, place) for b, place in places if not already_done(place, item, asked[b], overwrite=overwrite)]
 
 
 def _folders(out: Path, name: str, bundles: Sequence[str]) -> list[Path]:
@@ -147,8 +144,6 @@ def _folders(out: Path, name: str, bundles: Sequence[str]) -> list[Path]:
 def _analyse_and_write(
     study: Any, bundle: LoadedBundle, folder: Path, args: argparse.Namespace, seconds: float
 ) -> Path:
-    from dataclasses import replace
-
     from volseg.pipeline import OutputOptions, analyse_study, write_results
 
     for note in study.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def checked_modality(bundles: Sequence[str], args: argparse.Namespace) -> str:
             "channel-for-many", "--channel speaks of one study; leave it out when there are several inputs"
         )
     return reads
+
+
+def asked_series(args: argparse.Namespace) -> dict[str, str]:
+    """What --series or --channel tell the reader to use, files by their whole path; {}: it chooses itself."""
+    from volseg.io.mri_study import parse_channels
+
+    told = parse_channels(args.channel) | ({"series": args.series} if args.series else {})
+    # Not Path.exists: it raises where a name is longer than the disk allows.
+    return {w: os.path.realpath(which) if os.path.exists(which) else which for w, which in told.items()}  # noqa: PTH110
 
 
 def read_for(reads: str, item: str, name: str, args: argparse.Namespace) -> Study:

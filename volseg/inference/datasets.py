@@ -29,12 +29,11 @@ def listed_cases(dataset_dir: str, section: str, *, required: bool = True) -> li
     if not path.is_file():
         raise InputError("datalist-missing", f"{path} does not exist; `volseg synth` writes one, see data/README.md")
     document = json.loads(path.read_text(encoding="utf-8"))
-    sections = {name: document[name] for name in SECTIONS if document.get(name)}
     cases = document.get(section, [])
     if not cases and required:
-        there = ", ".join(f"{name} ({len(listed)})" for name, listed in sections.items()) or "none at all"
-        told = f"{path} lists no case under {section!r}; it has {there}"
-        raise InputError("datalist-empty", f"{told}: pass --dataset_section to read another")
+        lists = {name: listed for name, listed in document.items() if isinstance(listed, list) and listed}
+        there = ", ".join(f"{name} ({len(listed)})" for name, listed in lists.items()) or "none at all"
+        raise InputError("datalist-empty", f"{path} lists no case under {section!r}; it has {there}")
     absolute = [
         {key: str(path.parent / value) for key, value in case.items() if key not in NOT_FILES} for case in cases
     ]
@@ -70,9 +69,10 @@ def name_to_save(meta: dict[Any, Any], saver: Any) -> dict[str, Any]:
 
 
 def _listed(root: Path) -> list[Path]:
-    sections = [name for name in SECTIONS if listed_cases(str(root), name, required=False)]
-    wanted = ["testing"] if "testing" in sections else sections or ["testing"]
-    return [Path(case["image"]) for name in wanted for case in listed_cases(str(root), name)]
+    cases = listed_cases(str(root), "testing", required=False)
+    if not cases:
+        cases = [case for name in SECTIONS for case in listed_cases(str(root), name, required=False)]
+    return [Path(case["image"]) for case in cases or listed_cases(str(root), "testing")]
 
 
 def _lying_in(root: Path) -> list[Path]:

@@ -230,6 +230,16 @@ def _label_values(declared: Any) -> frozenset[int] | None:
     return frozenset(int(key) for key in keys) if keys and all(key.isdigit() for key in keys) else None
 
 
+def _image_of(case: Mapping[str, str] | str) -> str:
+    """A datalist may name a case by its image alone."""
+    return case if isinstance(case, str) else case.get("image", "")
+
+
+def _gaining(case: Mapping[str, str] | str, new: dict[str, dict[str, str]]) -> Mapping[str, str] | str:
+    gained = new.pop(_image_of(case), {})
+    return case if isinstance(case, str) else gained | dict(case)
+
+
 def with_cases(
     path: Path, section: str, cases: Iterable[Mapping[str, str]], about: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -242,10 +252,10 @@ def with_cases(
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else dict(about)
     new = {case["image"]: dict(case) for case in cases}
     for other in [name for name in SECTIONS if name != section and name in document]:
-        kept = [case for case in document[other] if case["image"] not in new]
+        kept = [case for case in document[other] if _image_of(case) not in new]
         if moved := len(document[other]) - len(kept):
             log.warning("%d cases of %s stood under %r and stand under %r now", moved, path, other, section)
         document[other] = kept
-    listed = [new.pop(case["image"], {}) | case for case in document.get(section, [])]
+    listed = [_gaining(case, new) for case in document.get(section, [])]
     document[section] = [*listed, *new.values()]
     return document

@@ -19,10 +19,10 @@ NRRD_SUFFIXES = (".nrrd", ".nhdr")
 # `space dimension` as LPS, too: a guess of left and right (measured 2026-11).
 NRRD_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
 _MM = ("", "?", "???", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
-_HEAD_BYTES = 1 << 14
+_HEAD_BYTES, _LONG_HEAD_BYTES = 1 << 14, 1 << 20
 _BLOCK_BYTES = 1 << 20
 _META_FIELD = re.compile(rb"^[ \t]*(\w+)[ \t]*[=:][ \t]*([^\n]*?)[ \t\r]*$", re.MULTILINE)
-_NRRD_FIELD = re.compile(r"^([A-Za-z][A-Za-z ]*): *(.*?) *$", re.MULTILINE)
+_NRRD_FIELD = re.compile(r"^([A-Za-z][A-Za-z ]*):(?!=) *(.*?) *$", re.MULTILINE)  # `key:=value` is no field
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ def read_text_header(path: Path, where: str) -> TextHeader:
     """
     with path.open("rb") as f:
         head = f.read(_HEAD_BYTES)
-    nrrd = suffix_of(path) in NRRD_SUFFIXES
+        nrrd = suffix_of(path) in NRRD_SUFFIXES
+        if not nrrd and b"ElementDataFile" not in head:  # its last line; DICOM tags may come before
+            head += f.read(_LONG_HEAD_BYTES)
     header = _nrrd(head, where) if nrrd else _meta_image(head, where)
     name = header.fields.get("datafile" if nrrd else "ElementDataFile", "LOCAL")
     if name != "LOCAL" and (name != Path(name).name or name == "LIST" or "%" in name or "\0" in name or not name):
@@ -94,8 +96,8 @@ def _why_not_whole(data: Path, start: int, left: int, due: int) -> str:
 def _whole(fields: Mapping[str, str], name: str, where: str) -> int:
     """A field's whole number, 0 where it is missing."""
     try:
-        return int(fields.get(name, "0"))
-    except ValueError:
+        return int(float(fields.get(name, "0")))  # MetaIO takes 165.0, too
+    except (ValueError, OverflowError):
         raise InputError("itk-damaged", f"{where}: {name} is {shown(fields[name])!r}; export it again") from None
 
 

@@ -85,6 +85,7 @@ def result_document(
             "name": result.study.name,
             "site": result.study.site,
             "source": result.study.source,
+            "asked": dict(result.study.asked),
             "notes": list(result.study.notes),
             "channel": image.channel,
             "series_uid": image.series_uid,
