@@ -364,3 +364,12 @@ def normalised(name: str) -> str:
 def release(version: str) -> tuple[int, ...]:
     """`2.13.0+cpu` -> (2, 13, 0)."""
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda b: b.name)
+def test_on_several_gpus_the_warm_up_is_a_twelfth_of_the_steps_too(bundle):
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")])
+    parser["train#dataloader"], parser["epochs"] = list(range(10)), 24
+    steps = [parser.get_parsed_content(f"lr_scheduler#{name}") for name in ("t_total", "warmup_steps")]
+    assert steps == [240, 20]

@@ -7,6 +7,7 @@ import pytest
 
 from volseg.cli import main
 from volseg.errors import InputError
+from volseg.report.side_by_side import BundleColumn, _column
 from volseg.side_by_side import same_places, write_side_by_side
 
 
@@ -69,3 +70,18 @@ def test_two_bundles_give_two_reports_and_one_page(ct, bright_bundle, tmp_path, 
 def test_a_missing_result_is_named(tmp_path):
     with pytest.raises(InputError, match="no finished result"):
         write_side_by_side(tmp_path, ["a_segmentation"])
+
+
+def test_the_prior_is_no_answer():
+    """Where no lesion was found, p_lung is the training patients' share of lung, which report.html does not show."""
+    said = {}
+    for from_prior in (True, False):
+        document = {
+            "summary": {"lesion_count": 0, "total_volume_mm3": 0.0},
+            "provenance": {"bundle": "b", "bundle_version": "1"},
+            "seconds": {"network": 1.0},
+            "warnings": [],
+            "origin": {"p_lung": 0.47, "from_prior": from_prior},
+        }
+        said[from_prior] = _column(BundleColumn("b", document, b""))["p_lung"]
+    assert said == {True: None, False: "0.47"}

@@ -161,7 +161,7 @@ def _block_mean(fine: NDArray, factors: tuple[int, ...]) -> NDArray:
 
 
 def _scan(scene: NDArray, spacing: NDArray, noise_hu: float, rng: np.random.Generator) -> NDArray:
-    """Point spread (0.55 mm, or half a voxel) and noise with correlated neighbours, stronger in the middle."""
+    """Point spread (0.55 mm, or half a voxel) and noise with correlated neighbours, equally strong everywhere."""
     seen = ndimage.gaussian_filter(scene, np.maximum(0.55 / spacing, 0.45), truncate=3.0)
     grain = ndimage.gaussian_filter(rng.standard_normal(scene.shape, dtype=np.float32), 0.55, truncate=3.0)
     return seen + grain * (noise_hu / float(grain.std()))

@@ -82,8 +82,8 @@ class MriPhantom:
 def mri_phantom(rng: np.random.Generator, options: MriOptions | None = None) -> MriPhantom:
     """A spine of one region with lesions: lytic ones dark in T1, bright in T2 and STIR, enhancing; sclerotic ones dark.
 
-    The same seed gives the same phantom. Lesions that would be cut by the field or by one another are not drawn, so
-    there may be fewer than asked for.
+    The same seed gives the same phantom. Lesions that meet one another, or have their centre within 4 mm of the
+    picture's edge, are not drawn, so there may be fewer than asked for; a large one can still be cut by the edge.
 
     Raises:
         UsageError: phantom-region, phantom-spacing.

@@ -47,14 +47,14 @@ def write_side_by_side_page(path: Path, study: str, columns: Sequence[BundleColu
 
 def _column(column: BundleColumn) -> dict[str, Any]:
     summary = column.document["summary"]
-    origin = column.document.get("origin")
+    origin = column.document.get("origin") or {}
     return {
         "name": column.document["provenance"]["bundle"],
         "version": column.document["provenance"]["bundle_version"],
         "count": summary["lesion_count"],
         "volume": volume_in_words(summary["total_volume_mm3"]),
         "seconds": f"{sum(column.document['seconds'].values()):.0f} s",
-        "p_lung": None if not origin else f"{origin['p_lung']:.2f}",
+        "p_lung": None if origin.get("from_prior", True) else f"{origin['p_lung']:.2f}",
         "report": f"{column.folder}/report.html",
         "picture": "data:image/png;base64," + base64.b64encode(column.preview_png).decode("ascii"),
         "warnings": column.document["warnings"],
