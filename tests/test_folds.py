@@ -10,6 +10,7 @@ import pytest
 from volseg.errors import InputError, UsageError
 from volseg.folds import FoldOptions, deal, write_fold
 from volseg.inference.datasets import listed_cases
+from volseg.synth import PHANTOM
 
 
 @pytest.fixture
@@ -91,3 +92,62 @@ def test_what_cannot_be_dealt_is_refused_in_words(data, tmp_path):
     (data / "patients.csv").write_text("patient,site\np00,A\n")
     with pytest.raises(InputError, match="p01_0: its patient"):
         write_fold(data, tmp_path / "f", FoldOptions(2, 0))
+
+
+def pictures(folder, *, owners=""):
+    """4 slices of 3 patients as file names; slices.csv where `owners` is its text."""
+    cases = []
+    for n in range(12):
+        names = {key: f"{key}/s{n:02d}.png" for key in ("image", "bone", "label")}
+        for name in names.values():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        cases.append(names)
+    (folder / "datalist.json").write_text(json.dumps({"training": cases}))
+    if owners:
+        (folder / "slices.csv").write_text(owners)
+
+
+@pytest.mark.parametrize(("comma", "suffix"), [(",", ""), (";", ".png")])
+def test_slices_csv_says_whose_a_picture_is_and_every_file_of_it_is_kept(tmp_path, comma, suffix):
+    lines = [f"s{n:02d}{suffix}{comma}p{n // 4}" for n in range(12)]
+    pictures(tmp_path, owners="\n".join([f"slice{comma}patient", *lines]))
+    path = write_fold(tmp_path, tmp_path / "f", FoldOptions(3, 0))
+    training, validation = sides(path)
+    assert len(training) == 2 and len(validation) == 1 and not training & validation
+    cases = listed_cases(str(path), "training")
+    assert len(cases) == 8 and all(set(case) == {"image", "bone", "label"} for case in cases)
+
+
+def test_a_picture_that_slices_csv_leaves_out_is_refused_unless_the_datalist_says_whose_it_is(tmp_path):
+    pictures(tmp_path, owners="slice,patient\n" + "\n".join(f"s{n:02d},p{n // 4}" for n in range(11)))
+    with pytest.raises(InputError, match=r"s11.png: its patient is not in slices.csv"):
+        write_fold(tmp_path, tmp_path / "f", FoldOptions(3, 0))
+    document = json.loads((tmp_path / "datalist.json").read_text())
+    document["training"][11]["patient"] = "p2"
+    (tmp_path / "datalist.json").write_text(json.dumps(document))
+    assert set.union(*sides(write_fold(tmp_path, tmp_path / "f", FoldOptions(3, 0)))) == {"p0", "p1", "p2"}
+
+
+def with_sources(data, source_of):
+    lines = (data / "patients.csv").read_text().splitlines()
+    sourced = [f"{line},{source_of(n)}" for n, line in enumerate(lines[1:])]
+    (data / "patients.csv").write_text("\n".join([f"{lines[0]},source", *sourced]))
+
+
+def test_patients_who_were_grown_in_one_ct_stay_in_one_fold(data, tmp_path):
+    with_sources(data, lambda n: f"ct{n % 4}")
+    seen = Counter()
+    for fold in range(4):
+        training, validation = sides(write_fold(data, tmp_path / f"f{fold}", FoldOptions(4, fold)))
+        assert not {int(p[1:]) % 4 for p in training} & {int(p[1:]) % 4 for p in validation}
+        seen.update(validation)
+    assert len(seen) == 12 and set(seen.values()) == {1}
+    with pytest.raises(InputError, match=r"folds-too-many: .* 12 patients of 4 bodies .*`source`.* into 5 folds"):
+        write_fold(data, tmp_path / "f", FoldOptions(5, 0))
+
+
+def test_every_phantom_is_a_body_of_its_own(data, tmp_path):
+    plain = sides(write_fold(data, tmp_path / "plain", FoldOptions(12, 3)))
+    with_sources(data, lambda n: PHANTOM if n % 2 else "")
+    assert sides(write_fold(data, tmp_path / "phantoms", FoldOptions(12, 3))) == plain

@@ -54,6 +54,20 @@ def test_a_run_that_was_cut_off_goes_on_and_lists_every_case_once(small, tmp_pat
     assert len(json.loads((tmp_path / "datalist.json").read_text())["training"]) == 2
 
 
+def test_cases_made_otherwise_are_not_passed_off_as_these(small, tmp_path):
+    write_mri_cases(tmp_path, MriSynthOptions(n=1, seed=4, healthy=0.0), progress=False)
+    told = r"cases-of-another: mri_s4_000 was made otherwise \(lesions \[1, 6\], not \[0, 0\]\)"
+    other = MriSynthOptions(n=2, seed=4, healthy=0.0, lesions=(0, 0), section="testing")
+    with pytest.raises(InputError, match=told):
+        write_mri_cases(tmp_path, other, progress=False)
+    assert "testing" not in json.loads((tmp_path / "datalist.json").read_text())
+    assert not (tmp_path / "labelsTr" / "mri_s4_001.nii.gz").exists(), "refused before anything is made"
+    about = tmp_path / "parameters" / "mri_s4_000.json"
+    told = json.loads(about.read_text())
+    about.write_text(json.dumps({key: told[key] for key in told if key not in ("options", "source_sha256")}))
+    write_mri_cases(tmp_path, other, progress=False)  # what an older file does not say is believed
+
+
 def test_every_phantom_is_a_patient_and_stands_in_one_section(small, tmp_path):
     write_mri_cases(tmp_path, MriSynthOptions(n=2, seed=4), progress=False)
     write_mri_cases(tmp_path, MriSynthOptions(n=1, seed=4, section="testing"), progress=False)

@@ -92,6 +92,22 @@ def test_a_mask_without_vertebrae_or_of_somebody_else_is_refused_in_words(health
     assert not (tmp_path / "out").exists()
 
 
+def test_cases_of_another_mask_or_examination_are_not_kept_for_these(healthy, tmp_path):
+    study, mask, _ = healthy
+    options = MriSynthOptions(n=1, healthy=0.0, lesions=(1, 1))
+    write_grown_mri(study, MarrowMask.of(mask), tmp_path, options, progress=False)
+    write_grown_mri(study, MarrowMask.of(mask), tmp_path, options, progress=False)
+    smaller = Volume(mask.voxels * (np.indices(mask.voxels.shape)[2] > 10), mask.affine)
+    brighter = Study(study.name, {c: Volume(v.voxels + 1, v.affine, c) for c, v in study.volumes.items()})
+    for other, where in ((study, smaller), (brighter, mask)):
+        with pytest.raises(InputError, match="cases-of-another: somebody_s0_000 was made from another examination"):
+            write_grown_mri(other, MarrowMask.of(where), tmp_path, options, progress=False)
+    about = tmp_path / "parameters" / "somebody_s0_000.json"
+    told = json.loads(about.read_text())
+    about.write_text(json.dumps({key: told[key] for key in told if key != "source_sha256"}))
+    write_grown_mri(brighter, MarrowMask.of(mask), tmp_path, options, progress=False)  # an older file is believed
+
+
 def test_the_command_line_grows_them_in_a_folder_of_sequences(healthy, tmp_path, capsys):
     study, mask, _ = healthy
     folder = tmp_path / "patient"

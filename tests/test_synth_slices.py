@@ -11,7 +11,10 @@ from volseg.errors import UsageError
 from volseg.evaluation.bmseg import protocol
 from volseg.evaluation.bmseg_tables import Ours, bmseg_tables
 from volseg.evaluation.slices import SliceResult, compare_slice, summarise_slices
+from volseg.folds import FoldOptions, write_fold
+from volseg.inference.datasets import listed_cases
 from volseg.io.bmseg import read_bmseg
+from volseg.io.monai_pictures import LoadPicturesd
 from volseg.io.pictures import read_mask, read_picture
 from volseg.synth import PHANTOM, SynthOptions, write_cases
 from volseg.synth_slices import cut_cases, write_bmseg_like
@@ -52,6 +55,17 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_the_same_files(folder):
     assert lost.read_bytes() == before and len(paths) == 8
     assert (folder / "image" / "P001_001.jpg").stat().st_mtime_ns == kept
     assert len(read_bmseg(folder).slices) == 12  # the third patient is still listed
+
+
+def test_folds_of_slices_are_over_patients_and_their_pictures_load(folder, tmp_path):
+    listed = json.loads((folder / "datalist.json").read_text())["training"]
+    assert {item["image"][6:10]: item["patient"] for item in listed} == {f"P00{n}": f"P00{n}" for n in (1, 2, 3)}
+    path = write_fold(folder, tmp_path, FoldOptions(3, 0))
+    fold = json.loads(path.read_text())
+    assert sorted(fold["patients"]) == [["P001"], ["P002"], ["P003"]]
+    (validated,) = {case["patient"] for case in fold["validation"]}
+    assert len(fold["validation"]) == 4 and validated not in {case["patient"] for case in fold["training"]}
+    assert LoadPicturesd(("image", "bone", "label"))(listed_cases(str(path), "training")[0])["bone"].any()
 
 
 def test_another_seed_gives_another_patient(folder, tmp_path):

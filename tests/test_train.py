@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,9 +15,11 @@ import torch
 from ignite.engine import Engine
 
 from volseg.cli import main
-from volseg.errors import InputError
+from volseg.errors import InputError, UsageError
+from volseg.inference.bundle import shipped_bundles
 from volseg.synth import PHANTOM, SynthOptions, write_cases
 from volseg.train import dataset_folder, finished_epochs
+from volseg.training.identity import identity_of, refuse_another
 from volseg.training.logs import attach_mlflow
 
 SMALL_NET = '{"_target_": "volseg.networks.SegMamba", "in_channels": 3, "out_channels": 2, "dims": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "hidden_dim": 8}'  # noqa: E501
@@ -75,6 +78,7 @@ def test_a_fold_is_validated_and_what_was_averaged_is_saved(cases, tmp_path):
         assert torch.equal(value, state["ema"]["weights"][name])
         assert torch.equal(value, best.get("model", best)[name]), "validated with the averaged weights, too"
     assert any(not torch.equal(value, state["model"][name]) for name, value in saved.items())
+    assert state["best"]["best_metric_epoch"] == 1, "the saver in the state is the one that the evaluator has"
     assert main([*command(cases, out, epochs=1), "--folds", "2", "--fold", "0"]) == 2
 
 
@@ -103,6 +107,98 @@ def test_a_finished_training_is_not_begun_again(cases, tmp_path, capsys):
     assert main(command(cases, tmp_path / "out", epochs=1)) == 0
     assert "already trained for 1 epochs" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.pt").stat().st_mtime_ns == before
+
+
+RCNN = "bone_ct_mask_rcnn_detection"
+
+
+def test_more_epochs_and_another_rate_go_on_and_another_training_is_refused(cases, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(cases, out, epochs=1)) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    other_cases = tmp_path / "other"
+    shutil.copytree(cases, other_cases)
+    listed = json.loads((other_cases / "datalist.json").read_text())
+    (other_cases / "datalist.json").write_text(json.dumps(listed | {"training": listed["training"][:1]}))
+    same = command(cases, out, epochs=1)
+    for asked, told in (
+        (["train", RCNN, *same[2:]], f"bundle was bone_ct_segmamba_segmentation, is {RCNN}"),
+        ([*same, "--seed", "99"], "seed was 11, is 99"),
+        ([*same, "--from", "shipped"], "other finetune_from"),
+        ([*same, "--iterations", "5"], "iterations_per_epoch was 6, is 5"),
+        ([*same, "--set", "roi_size=[48,48,48]"], "roi_size was the default, is [48, 48, 48]"),
+        (command(other_cases, out, epochs=1), "other training_cases"),
+    ):
+        capsys.readouterr()
+        assert main(asked) == 2
+        said = capsys.readouterr().err.strip()
+        assert said.startswith(f"volseg: training-of-another: {out}") and told in said and "\n" not in said
+        assert RCNN in said or said.count("; ") == 1, "what differs and the way out; bundles differ in their defaults"
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    moved = tmp_path / "moved"
+    shutil.copytree(cases, moved)
+    assert main([*command(moved, out, epochs=2), "--learning-rate", "1e-5", "--set", "num_workers=0"]) == 0
+    assert finished_epochs(out / "training_state.pt") == 2
+    state = torch.load(out / "training_state.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["initial_lr"] == 1e-5
+    assert state["lr_scheduler"]["t_total"] == state["lr_scheduler"]["last_epoch"] == 12
+
+    (out / "training.json").unlink()  # as an older version left it
+    assert main([*command(cases, out, epochs=2), "--seed", "99"]) == 0
+    assert "already trained for 2 epochs" in capsys.readouterr().out
+    assert not (out / "training.json").exists(), "how it was begun is not known"
+
+
+def test_a_request_that_failed_before_its_first_epoch_binds_nobody(cases, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(Exception, match="blue"):
+        main([*command(cases, out, epochs=1), "--set", "loss=$float('blue')"])
+    assert "loss" in json.loads((out / "training.json").read_text())["overrides"]
+    assert main(command(cases, out, epochs=1)) == 0
+    assert "loss" not in json.loads((out / "training.json").read_text())["overrides"]
+
+
+def test_what_stands_in_the_config_anyway_is_no_override():
+    known = {"seed": 7, "roi_size": [32, 32], "ema_decay": 0.5, "finetune_from": ""}
+    plain = identity_of("b", {"training": []}, {}, known)
+    assert plain["overrides"] == {} and plain["seed"] == 7
+    asked = {"seed": 7, "roi_size": (32, 32), "epochs": 9, "train::dataset::cache_rate": 0, "device": "$1"}
+    assert identity_of("b", {"training": []}, asked, known) == plain
+    assert identity_of("b", {"training": []}, {"network::dropout": 0.1}, known)["overrides"] == {"network#dropout": 0.1}
+
+
+def test_cases_count_by_name_in_any_order_and_weights_by_content(tmp_path):
+    def of(folder, names, weights=None):
+        listed = [{"image": f"/{folder}/imagesTr/{name}", "label": f"/{folder}/labelsTr/{name}"} for name in names]
+        return identity_of("b", {"training": listed}, {"finetune_from": str(weights)} if weights else {}, {})
+
+    assert of("here", "ab") == of("there/below", "ba") != of("here", "ac")
+    weights, copy = tmp_path / "one.pt", tmp_path / "two.pt"
+    weights.write_bytes(b"1")
+    copy.write_bytes(b"1")
+    assert of("here", "ab", weights) == of("here", "ab", copy) != of("here", "ab")
+    copy.write_bytes(b"2")
+    assert of("here", "ab", weights) != of("here", "ab", copy)
+
+
+def test_an_identity_that_cannot_be_read_is_refused_in_words(tmp_path):
+    identity = identity_of("b", {"training": []}, {}, {})
+    for broken in ("{", "[]", "{}"):
+        (tmp_path / "training.json").write_text(broken)
+        with pytest.raises(InputError, match="state-broken"):
+            refuse_another(tmp_path, identity)
+    (tmp_path / "training.json").write_text(json.dumps(identity | {"seed": 3}))
+    with pytest.raises(UsageError, match="seed was 3, is the default"):
+        refuse_another(tmp_path, identity)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_bundles()))
+def test_every_bundle_keeps_its_best_score_in_the_state(name):
+    config = json.loads((shipped_bundles()[name] / "configs" / "train.json").read_text())
+    states = [one["state"] for one in config["train"]["handlers"] if one["_target_"].endswith(".ResumableState")]
+    assert [state["best"] for state in states] == ["@validate#handlers#1"]
+    assert config["validate"]["handlers"][1]["_target_"] == "volseg.training.checkpoint.BestSaver"
 
 
 @pytest.mark.parametrize(

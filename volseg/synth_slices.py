@@ -252,7 +252,8 @@ def _list_slices(root: Path, rows: list[tuple[str, str]]) -> None:
     suffix = next((root / IMAGE).iterdir()).suffix if rows else ""
     items = [
         {key: f"{kind}/{name}{suffix}" for key, kind in (("image", IMAGE), ("bone", BONE), ("label", LESION))}
-        for name in sorted(listed)
+        | {"patient": patient}
+        for name, patient in sorted(listed.items())
     ]
     about = {"name": "BM-Seg-shaped synthetic slices", "training": items}
     write_whole(root / DATALIST, json.dumps(about, indent=1))

@@ -16,6 +16,8 @@ from volseg.inference.bundle import BundleFiles
 from volseg.inference.datasets import listed_cases
 from volseg.inference.quiet import quiet
 from volseg.io.cohort import DATALIST
+from volseg.report.files import write_whole
+from volseg.training.identity import IDENTITY, identity_of, refuse_another
 from volseg.training.logs import attach_mlflow, attach_tensorboard, check_installed
 
 
@@ -55,22 +57,29 @@ def train_bundle(
     """Train `files` on `data` (a folder with datalist.json, or that file) and return `out`/model.pt.
 
     The state is kept in `out`/training_state.pt after every epoch; the same call goes on from there, and on one
-    CPU thread ends in the bits of an uninterrupted run. A finished training is not begun again.
+    CPU thread ends in the bits of an uninterrupted run. A finished training is not begun again. More epochs, another
+    learning rate or another machine go on with it; `out`/training.json says what else it is.
 
     Raises:
         InputError: no such data or weights; files of the datalist that are missing.
-        UsageError: an override the config does not know.
+        UsageError: an override the config does not know; `out` holds the training of something else.
     """
     folder = dataset_folder(data)
     for name in ("tensorboard", "mlflow"):
         if getattr(options, name):
             check_installed(name)
-    cases = listed_cases(str(options.case_list or folder), "training")
+    listed = str(options.case_list or folder)
+    cases = listed_cases(listed, "training")
     config = files.root / "configs" / "train.json"
     known = json.loads(config.read_text(encoding="utf-8"))
-    changes = _changes(files, options, known) | {"bundle_root": str(files.root), "dataset_dir": str(folder)}
+    changes = _changes(files, options, known)
+    validation = [] if "val_cases" in options.overrides else listed_cases(listed, "validation", required=False)
+    identity = identity_of(files.name, {"training": cases, "validation": validation}, changes, known)
+    changes |= {"bundle_root": str(files.root), "dataset_dir": str(folder)}
     epochs = int(changes.get("epochs", known["epochs"]))
     done = finished_epochs(out / "training_state.pt")
+    if done:
+        refuse_another(out, identity)
     say(f"{files.name}: {len(cases)} training cases, {epochs} epochs into {out}")
     if done >= epochs and (out / "model.pt").is_file():
         say(f"{files.name}: already trained for {done} epochs; ask for more with --epochs, or choose another folder")
@@ -83,6 +92,8 @@ def train_bundle(
     )
     workflow.initialize()
     _watch(workflow, options, files.name, out)
+    if not done:  # an older version's folder stays without it: how that one was begun is not known
+        write_whole(out / IDENTITY, json.dumps(identity, indent=1))
     workflow.run()
     workflow.finalize()
     return out / "model.pt"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from volseg.detection.targets import stacked, targets_from_instances
+from volseg.detection.targets import instances_from_pieces, stacked, targets_from_instances
 
 
 def test_boxes_are_half_open_and_hold_their_instance():
@@ -25,6 +25,30 @@ def test_an_instance_less_than_a_quarter_visible_is_ignored():
     target = targets_from_instances(labels, sizes=torch.tensor([0, 40, 40]))
     assert target["ignore"].tolist() == [True, False]
     assert targets_from_instances(labels)["ignore"].tolist() == [False, False], "unknown sizes cut nothing"
+
+
+def test_pieces_of_one_value_become_lesions_and_a_value_of_one_piece_keeps_its_number():
+    labels = torch.zeros(1, 9, 9, 9, dtype=torch.uint8)
+    labels[0, 0, 0, 0:2] = 1
+    labels[0, 4:7, 4:7, 4:7] = 1  # the largest keeps the number
+    labels[0, 7, 7, 7] = 1  # touches it by a corner only: one piece
+    labels[0, 0, 8, 8] = 1
+    labels[0, 4, 4, 7:9] = 3  # touches value 1: still another lesion
+    instances = instances_from_pieces(labels)
+    assert instances.dtype == torch.int32 and instances.shape == labels.shape
+    assert torch.equal(instances > 0, labels > 0)
+    at = {place: int(instances[0][place]) for place in ((4, 4, 4), (7, 7, 7), (0, 0, 0), (0, 8, 8), (4, 4, 8))}
+    assert list(at.values()) == [1, 1, 4, 5, 3]
+    assert torch.equal(instances_from_pieces(instances), instances)
+    assert targets_from_instances(instances)["id"].tolist() == [1, 3, 4, 5]
+
+
+def test_number_256_is_no_background():
+    labels = torch.zeros(1, 5, 5, 600, dtype=torch.uint8)
+    labels[0, 2, 2, ::2] = 1
+    instances = instances_from_pieces(labels)
+    assert instances.max() == 300 and torch.equal(instances > 0, labels > 0)
+    assert not instances_from_pieces(torch.zeros(1, 2, 2, 2)).any()
 
 
 def test_no_lesion_gives_six_columns_and_no_row():

@@ -120,6 +120,38 @@ def test_a_real_ct_serves_one_site_only_unless_said_otherwise(ct, tmp_path):
     assert main(["validate", "--check", "--data", str(tmp_path / "c"), "-o", str(tmp_path / "check")]) == 0
 
 
+def test_a_real_ct_serves_one_section_only_unless_said_otherwise(ct, tmp_path):
+    cts, few = {"healthy": ct / "healthy.nii.gz"}, replace(SMALL, patients=2, distractors=(0, 0))
+    write_cohort(B, cts, tmp_path, few, progress=False)
+    more = replace(few, patients=1, seed=8, section="validation")
+    with pytest.raises(UsageError, match=r"ct-shared: CT healthy .* B under 'training' .* 'validation'.*--share-ct "):
+        write_cohort(B, cts, tmp_path, more, progress=False)
+    assert not list((tmp_path / "imagesTr").glob("B_s8*"))
+    write_cohort(B, cts, tmp_path, more, share_cts=True, progress=False)
+
+
+def test_patients_are_moved_to_another_section_together_only(ct, tmp_path):
+    cts, few = {"healthy": ct / "healthy.nii.gz"}, replace(SMALL, patients=2, distractors=(0, 0))
+    write_cohort(B, cts, tmp_path, few, progress=False)
+    write_cohort(B, cts, tmp_path, replace(few, section="testing"), progress=False)
+    assert {row["split"] for row in patients(tmp_path)} == {"testing"}
+    with pytest.raises(UsageError, match="ct-shared"):  # the second one would stay behind
+        write_cohort(B, cts, tmp_path, replace(few, patients=1), progress=False)
+
+
+def test_a_patient_of_another_ct_of_that_name_is_not_kept(ct, tmp_path):
+    cts, one = {"healthy": ct / "healthy.nii.gz"}, replace(SMALL, patients=1, distractors=(0, 0))
+    (image,) = write_cohort(B, cts, tmp_path, one, progress=False)
+    about = tmp_path / "parameters" / f"{image.name.removesuffix('.nii.gz')}.json"
+    told = json.loads(about.read_text())
+    volume = nib.load(ct / "healthy.nii.gz")
+    write_nifti(ct / "healthy.nii.gz", np.asarray(volume.dataobj) + np.int16(1), volume.affine, dtype=np.int16)
+    with pytest.raises(UsageError, match=r"cohort-differs: .* made in another CT of the name healthy"):
+        write_cohort(B, cts, tmp_path, one, progress=False)
+    about.write_text(json.dumps({key: value for key, value in told.items() if key != "source_sha256"}))
+    assert write_cohort(B, cts, tmp_path, one, progress=False) == [image], "what an older volseg did not write"
+
+
 def scanner(blur_mm, noise_hu):
     grain = np.random.default_rng(0).standard_normal((64, 64, 64)).astype(np.float32)
     return Scanner(blur_mm=(blur_mm,) * 3, noise_hu=noise_hu, grain=grain, grain_residual=1.0)

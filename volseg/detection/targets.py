@@ -5,14 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 from torch import Tensor
 
+from volseg.geometry import TOUCHING
+
 # An instance of which the crop shows less than this is neither lesion nor background.
 LEAST_VISIBLE = 0.25
 LEAST_VOXELS = 2
+
+
+def instances_from_pieces(labels: Tensor) -> Tensor:
+    """A label map (1, X, Y, Z) in which a value may have many lesions, a binary mask say -> an instance map, int32.
+
+    Pieces of one value that do not touch (26-connected) become lesions of their own. The largest, and so a value's only
+    one, keeps the number; the others get those after the largest of all, value by value, in the order of their first
+    voxels. The same map always gives the same numbers.
+    """
+    plain = labels.as_tensor() if isinstance(labels, MetaTensor) else labels
+    values = plain[0].to(torch.int32).cpu().numpy()
+    instances = values.copy()
+    following = max(0, int(values.max(initial=0))) + 1
+    for value, where in enumerate(ndimage.find_objects(values), start=1):
+        if where is None:
+            continue
+        pieces, count = ndimage.label(values[where] == value, structure=TOUCHING)
+        largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+        for piece in (n for n in range(1, count + 1) if n != largest):
+            instances[where][pieces == piece] = following
+            following += 1
+    return torch.from_numpy(instances)[None].to(plain.device)
 
 
 def targets_from_instances(
@@ -21,7 +46,7 @@ def targets_from_instances(
     """Targets of one image from its instance label map (1, X, Y, Z) or (X, Y, Z), 0 = background.
 
     Args:
-        instances: integers; every value above 0 is one lesion, touching or not.
+        instances: integers; every value above 0 is one lesion, touching or not (see `instances_from_pieces`).
         sizes: (K,) voxel counts before cropping, `sizes[value]` that of an instance (0 or beyond the end: unknown).
             An instance that shows less than `least_visible` of it becomes an ignore box.
 

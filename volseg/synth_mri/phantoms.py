@@ -15,7 +15,7 @@ import numpy as np
 from volseg.phantoms import Region
 from volseg.phantoms.mri import MriOptions, MriPhantom, mri_phantom
 from volseg.report.tables import as_json
-from volseg.synth_mri.files import MriCase, write_cases
+from volseg.synth_mri.files import MriCase, Recipe, write_cases
 
 MRI_PHANTOM = "mri-phantom"
 REGIONS: tuple[Region, ...] = ("abdomen", "thorax", "pelvis")
@@ -62,14 +62,13 @@ def write_mri_cases(
 ) -> list[Path]:
     """Write `options.n` cases and list them in `folder`/datalist.json; returns the studies' folders.
 
-    Cases already there are kept.
+    Cases already there are kept. Raises InputError: cases-of-another where they were made with other options.
     """
 
     def make(number: int) -> MriCase:
         phantom, examination = mri_case(options, number)
         facts = {
             "source": MRI_PHANTOM,
-            "options": asdict(options),
             "examination": as_json(asdict(examination)),
             "fat_fraction": phantom.fat_fraction,
             "lookalikes": list(phantom.lookalikes),
@@ -77,4 +76,4 @@ def write_mri_cases(
         return MriCase(phantom.volumes, phantom.instances, phantom.lesions, facts)
 
     names = [f"mri_s{options.seed}_{number:03d}" for number in range(options.n)]
-    return write_cases(folder, names, make, options.section, progress=progress, say=say)
+    return write_cases(folder, names, make, Recipe(asdict(options)), progress=progress, say=say)

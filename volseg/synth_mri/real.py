@@ -24,7 +24,7 @@ from volseg.labels import LesionKind, MriChannel
 from volseg.ops.random_fields import smooth_noise
 from volseg.phantoms.mri import KIND_WEIGHTS, MriLesion, sampled
 from volseg.phantoms.mri_signal import draw_contrasts
-from volseg.synth_mri.files import MriCase, write_cases
+from volseg.synth_mri.files import MriCase, Recipe, fingerprint, write_cases
 from volseg.synth_mri.phantoms import MriSynthOptions
 from volseg.transforms.synthesis_shape import depth_in_bone_mm, draw_parts, outline_mm, smooth_step
 from volseg.types import Study, Volume
@@ -81,7 +81,8 @@ def write_grown_mri(
     """Grow `options.n` cases in one examination and list them; returns the studies' folders. See `write_cases`.
 
     Raises:
-        InputError: marrow-mask-elsewhere: the mask does not meet the reference sequence.
+        InputError: marrow-mask-elsewhere: the mask does not meet the reference sequence; cases-of-another where cases
+            of this name were grown in another examination, within another mask or with other options.
     """
     reference = next(iter(study.volumes.values()))
     if not (marrow.seen_from(reference.affine, reference.voxels.shape) > 0).any():
@@ -90,12 +91,13 @@ def write_grown_mri(
             f"{study.name}: the mask does not overlap {reference.channel}; is it this patient's?",
         )
     names = [f"{study.name}_s{options.seed}_{number:03d}" for number in range(options.n)]
+    # The mask, not its depth: distances are fractions that another scipy may round otherwise.
+    made_from = fingerprint(study.volumes, marrow.depth_mm > 0, marrow.affine)
     return write_cases(
         folder,
         names,
         lambda number: grow_mri_case(study, marrow, options, number),
-        options.section,
-        patient=study.name,
+        Recipe(asdict(options), made_from, study.name),
         progress=progress,
         say=say,
     )
@@ -107,7 +109,7 @@ def grow_mri_case(study: Study, marrow: MarrowMask, options: MriSynthOptions, nu
     healthy = bool(rng.random() < options.healthy)
     wanted = 0 if healthy else int(rng.integers(options.lesions[0], options.lesions[1] + 1))
     volumes, instances, lesions = grow_mri_lesions(study.volumes, marrow, n=wanted, rng=rng)
-    facts = {"source": study.name, "number": number, "options": asdict(options)}
+    facts = {"source": study.name, "number": number}
     whole = {channel: replace(v, voxels=_int16(v.voxels)) for channel, v in volumes.items()}
     return MriCase(whole, instances, lesions, facts)
 

@@ -60,33 +60,38 @@ def write_cohort(
 
     Args:
         cts: healthy CTs by name (see `find_cts`), dealt out in turn; empty for phantoms, one fresh one per patient.
-        share_cts: allow a CT that is already the background of another site's patients. Training and test then show
-            the same bones: fine for a trial, not for a figure.
+        share_cts: allow a CT that is already the background of another site's patients, or of another section's.
+            Training and test then show the same bones: fine for a trial, not for a figure.
 
     Raises:
-        UsageError: the folder holds patients of this name made otherwise, or a CT serves two sites.
+        UsageError: the folder holds patients of this name made otherwise, or a CT serves two sites or sections.
         InputError: a CT cannot be read or shows no bone; the folder's lists are damaged.
     """
     plans = plan_patients(site, options)
     backgrounds = _dealt_cts(plans, sorted(cts))
     rows = _read_rows(folder / PATIENTS)
     if not share_cts:
-        _refuse_shared(rows, site, cts)
+        mine = {plan.name for plan in plans}  # they may be moved from another section
+        _refuse_shared({name: row for name, row in rows.items() if name not in mine}, site, options.section, cts)
     for sub in ("imagesTr", "labelsTr", "parameters"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     design = _design(site, options, sorted(cts))
-    read = lru_cache(maxsize=1)(lambda name: _read_ct(name, cts[name]))  # patients of one CT come together
+    # Patients of one CT come together: it is read once.
+    read = lru_cache(maxsize=1)(lambda name: None if name == PHANTOM else _read_ct(name, cts[name]))
+    ready = lru_cache(maxsize=1)(lambda name: prepare(name, read(name)))
+    fingerprint = lru_cache(maxsize=1)(lambda name: _fingerprint(read(name)))
     bar = tqdm(total=len(plans), desc=f"site {site.name}", unit="patient", file=sys.stderr,
                disable=not progress if progress is not None else None)  # fmt: skip
     with bar:
         for plan in sorted(plans, key=lambda p: (backgrounds[p.number], p.number)):
             paths = _paths(folder, plan.name)
+            background = backgrounds[plan.number]
+            made_from = {"source": background, "source_sha256": fingerprint(background)}
             if all(path.is_file() for path in paths.values()):
-                _refuse_other(paths["parameters"], design, plan.name)
+                _refuse_other(paths["parameters"], {"design": design} | made_from, plan.name)
             else:
-                background = backgrounds[plan.number]
-                source = body_of(plan, site, options) if background == PHANTOM else read(background)
-                _write(plan, site, source, options, paths, design, background)
+                source = body_of(plan, site, options) if background == PHANTOM else ready(background)
+                _write(plan, site, source, options, paths, {"design": design} | made_from)
             bar.update()
     _write_rows(folder / PATIENTS, rows, plans, site, backgrounds, options)
     images = [_paths(folder, plan.name)["image"] for plan in plans]
@@ -146,8 +151,7 @@ def _write(
     source: Source,
     options: CohortOptions,
     paths: Mapping[str, Path],
-    design: str,
-    background: str,
+    made_by: Mapping[str, str],
 ) -> None:
     picture, truth, lesions, benign = paint(plan, site, source, options)
     document = {
@@ -155,9 +159,8 @@ def _write(
         "synthetic": True,
         "patient": plan.name,
         "site": asdict(site),
-        "source": background,
         "volseg": __version__,
-        "design": design,
+        **made_by,
         "origin": plan.origin,
         "bayes_auc": options.bayes_auc,
         "planned": as_json(asdict(plan)),
@@ -190,10 +193,15 @@ def _phantom_scanner(step: float) -> Scanner:
     return measure_scanner(phantom.volume.voxels, phantom.volume.affine)
 
 
-def _read_ct(name: str, path: Path) -> Source:
+def _read_ct(name: str, path: Path) -> Volume:
     volume = next(iter(read_study(path, name=name).volumes.values()))
     voxels, affine = to_ras(volume.voxels, volume.affine)
-    return prepare(name, Volume(np.ascontiguousarray(voxels), affine, channel=volume.channel))
+    return Volume(np.ascontiguousarray(voxels), affine, channel=volume.channel)
+
+
+def _fingerprint(ct: Volume | None) -> str:
+    """Of a CT's voxels and grid; "" for a phantom, which the seed alone makes."""
+    return "" if ct is None else sha256(np.asarray(ct.voxels).tobytes() + ct.affine.tobytes()).hexdigest()
 
 
 def _dealt_cts(plans: Sequence[PatientPlan], names: Sequence[str]) -> dict[int, str]:
@@ -207,28 +215,32 @@ def _design(site: Site, options: CohortOptions, cts: Sequence[str]) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _refuse_other(parameters: Path, design: str, name: str) -> None:
+def _refuse_other(parameters: Path, made_by: Mapping[str, str], name: str) -> None:
+    """A patient who is there may only be kept if the same design and CT made it; what its file lacks is believed."""
     try:
-        made = json.loads(parameters.read_text(encoding="utf-8")).get("design")
+        made = json.loads(parameters.read_text(encoding="utf-8"))
+        differ = [key for key, value in made_by.items() if made.get(key, value) != value]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             "cohort-damaged", f"{parameters}: {error}; remove the patient's files to make it anew"
         ) from error
-    if made != design:
-        raise UsageError(
-            "cohort-differs", f"{name} is there already, made with other options; choose another --seed or folder"
-        )
+    if differ:
+        how = "with other options" if "design" in differ else f"in another CT of the name {made_by['source']}"
+        raise UsageError("cohort-differs", f"{name} is there already, made {how}; choose another --seed or folder")
 
 
-def _refuse_shared(rows: Mapping[str, Mapping[str, str]], site: Site, cts: Mapping[str, Path]) -> None:
-    elsewhere = {row.get("source", ""): row.get("site", "") for row in rows.values() if row.get("site") != site.name}
-    shared = sorted(set(cts) & set(elsewhere))
-    if shared:
-        raise UsageError(
-            "ct-shared",
-            f"CT {shared[0]} ({len(shared)} in all) is the background of patients of site {elsewhere[shared[0]]} "
-            "already: the same bones at two sites; give each site its own CTs, or --share-cts for a trial",
-        )
+def _refuse_shared(rows: Mapping[str, Mapping[str, str]], site: Site, section: str, cts: Mapping[str, Path]) -> None:
+    """`rows` are those of the patients who stay as they are."""
+    for name in sorted(cts):
+        for row in (row for row in rows.values() if row.get("source") == name):
+            where = (row.get("site", ""), row.get("split") or section)
+            if where != (site.name, section):
+                raise UsageError(
+                    "ct-shared",
+                    f"CT {name} is the background of patients of site {where[0]} under {where[1]!r} already, and would "
+                    f"be at site {site.name} under {section!r}: the same bones on both sides; give each its own CTs, "
+                    "or --share-ct for a trial",
+                )
 
 
 def _paths(folder: Path, name: str) -> dict[str, Path]:

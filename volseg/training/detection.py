@@ -9,18 +9,21 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from volseg.detection.targets import targets_from_instances
+from volseg.detection.targets import instances_from_pieces, targets_from_instances
 
 WHOLE_SIZES = "whole_sizes"
 MOST_IDS = 256  # a case of `volseg synth` holds a handful of lesions; more would go on without their sizes
 
 
 class WholeSizesd(MapTransform):
-    """Note how many voxels each instance of a label map (1, X, Y, Z) has before anything is cropped: (256,) int32.
+    """Number the lesions of a label map (1, X, Y, Z) and note how many voxels each has: (256,) int32.
 
-    Deterministic and small: it goes before the crop, into what CacheDataset keeps.
+    Pieces of one value that do not touch are lesions of their own (`instances_from_pieces`): in a binary mask all
+    lesions have one value. Deterministic, and only the whole volume tells pieces from lesions cut by a crop: it goes
+    before the crop, into what CacheDataset keeps. The label becomes int32: uint8 would make lesion 256 background.
     """
 
     def __init__(self, keys: KeysCollection = "label", *, sizes_key: str = WHOLE_SIZES) -> None:
@@ -30,7 +33,9 @@ class WholeSizesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            values = _plain(d[key]).flatten().to(torch.int64)
+            instances = instances_from_pieces(d[key])
+            d[key] = convert_to_dst_type(instances, d[key], dtype=torch.int32)[0]
+            values = instances.flatten().to(torch.int64)
             d[self.sizes_key] = torch.bincount(values[values > 0], minlength=MOST_IDS)[:MOST_IDS].to(torch.int32)
         return d
 
