@@ -45,7 +45,7 @@ def _add_cohort(commands: Commands, common: argparse.ArgumentParser) -> None:
     cohort.add_argument("--ct", default="phantom", metavar="DIR",
                         help="a healthy CT, a folder of such, or the word 'phantom' (default)")  # fmt: skip
     cohort.add_argument("--share-ct", action="store_true",
-                        help="allow CTs that already serve another site of this folder")  # fmt: skip
+                        help="allow CTs that already serve another site or section of this folder")  # fmt: skip
     cohort.add_argument("--bayes-auc", type=float, default=0.80,
                         help="best possible AUC of the primary, patients with lesions (default: 0.80)")  # fmt: skip
     cohort.add_argument("--lesions", type=whole_range, default=(1, 4), metavar="A-B",
