@@ -24,8 +24,8 @@ SWITCHES = {
     "adapt": "train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
     "some minutes more, somewhat more lesions; of the shipped bundles bone_ct_segmamba_segmentation can",
     "ensemble": "heed the lesion maps of other networks, which the bundle's config names, beside its own or instead:\n"
-    "three times as long and more lesions; bone_ct_segmamba_segmentation then makes half as many false marks,\n"
-    "bone_ct_mask_rcnn_detection somewhat more (no other shipped bundle can)",
+    "three times as long, more lesions and fewer false marks; bone_ct_segmamba_segmentation and\n"
+    "bone_ct_mask_rcnn_detection can",
 }
 Commands = Any  # what ArgumentParser.add_subparsers returns: argparse does not name its type
 
