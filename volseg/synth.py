@@ -7,7 +7,6 @@ cut off goes on where it stopped and gives the same files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import zlib
@@ -24,6 +23,7 @@ from volseg.errors import InputError
 from volseg.geometry import spacing_mm, voxel_to_ras_mm
 from volseg.io import write_nifti
 from volseg.io.cohort import DATALIST, with_cases
+from volseg.io.kept_cases import fingerprint, refuse_another
 from volseg.phantoms import ct_phantom
 from volseg.report.files import write_whole
 from volseg.report.tables import as_json
@@ -89,10 +89,12 @@ def write_cases(
         disable=not progress if progress is not None else None,
         file=sys.stderr,
     )
-    made_from = {name: _fingerprint(volume) for name, volume in sources.items()}
+    asked = as_json(asdict(options))
+    made_from = {name: fingerprint(volume) for name, volume in sources.items()}
     for name in sources:
         for number in range(options.n):
-            _refuse_another(_paths(folder, _stem(name, options, number))["parameters"], made_from[name], options)
+            parameters = _paths(folder, _stem(name, options, number))["parameters"]
+            refuse_another(parameters, made_from[name], asked, made="grown", elsewhere="in another CT of that name")
     with bar:
         for name, volume in sources.items():
             source: Source | None = None
@@ -181,31 +183,6 @@ def cut_block(volume: Volume, bone: BoneMask, size_mm: float, rng: np.random.Gen
 
 def _stem(name: str, options: SynthOptions, number: int) -> str:
     return f"{name}_s{options.seed}_{number:03d}"
-
-
-def _fingerprint(volume: Volume | None) -> str:
-    """Of a CT's voxels and grid; "" for phantoms, which the seed alone makes."""
-    if volume is None:
-        return ""
-    return hashlib.sha256(np.asarray(volume.voxels).tobytes() + volume.affine.tobytes()).hexdigest()
-
-
-def _refuse_another(parameters: Path, made_from: str, options: SynthOptions) -> None:
-    """A case that is there may only be kept if the same CT and options made it. What it does not say is believed."""
-    if not parameters.is_file():
-        return
-    try:
-        before = json.loads(parameters.read_text(encoding="utf-8"))
-        ct, how = before.get("source_sha256", made_from), before.get("options", {})
-    except (ValueError, AttributeError):
-        return  # cut off while it was written: the case is grown again
-    advice = "choose another --seed or folder"
-    if ct != made_from:
-        raise InputError("cases-of-another", f"{parameters.stem} was grown in another CT of that name; {advice}")
-    now = as_json(asdict(options))
-    if other := [key for key in now if key not in ("n", "section") and how.get(key, now[key]) != now[key]]:
-        told = ", ".join(f"{key} {how[key]}, not {now[key]}" for key in other)
-        raise InputError("cases-of-another", f"{parameters.stem} was grown otherwise ({told}); {advice}")
 
 
 def _paths(folder: Path, stem: str) -> dict[str, Path]:

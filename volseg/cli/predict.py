@@ -98,7 +98,7 @@ def _predict(args: argparse.Namespace) -> int:
             if len(bundles) > 1:
                 from volseg.side_by_side import write_side_by_side
 
-                page = write_side_by_side(out / name, [f.name for f in _folders(out, name, bundles)])
+                page = write_side_by_side(out / name, [f.name for f in _folders(out / name, bundles)])
                 print(f"{name}: side by side in {page}")
         except VolsegError as error:
             failures.append(refuse(error))
@@ -132,13 +132,13 @@ def _not_done(folder: Path, item: str, asked: Mapping[str, Asked], *, overwrite:
     """The bundles whose answer on a study is still to be made, and where it goes."""
     if len(asked) > 1:
         refuse_result_above(folder)
-    places = zip(asked, _folders(folder.parent, folder.name, list(asked)), strict=True)
+    places = zip(asked, _folders(folder, list(asked)), strict=True)
     return [(b, place) for b, place in places if not already_done(place, item, asked[b], overwrite=overwrite)]
 
 
-def _folders(out: Path, name: str, bundles: Sequence[str]) -> list[Path]:
+def _folders(study: Path, bundles: Sequence[str]) -> list[Path]:
     """Where each bundle's results of one study go: OUT/<study>, or below it with several bundles."""
-    return [out / name] if len(bundles) == 1 else [out / name / Path(bundle).name for bundle in bundles]
+    return [study] if len(bundles) == 1 else [study / Path(bundle).name for bundle in bundles]
 
 
 def _analyse_and_write(

@@ -104,9 +104,7 @@ def has_switch(files: BundleFiles, name: str) -> bool:
 
 def changed_settings(files: BundleFiles, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `overrides` (config entries by id) that differ from what inference.json says, the bar left out."""
-    parser = ConfigParser()
-    parser.read_config(str(files.root / "configs" / "inference.json"))
-    return {key: value for key, value in overrides.items() if parser.get(key) != value and key != PROGRESS}
+    return _settings(_changed(_inference_config(files), overrides))
 
 
 def load_bundle(
@@ -121,15 +119,13 @@ def load_bundle(
     """
     if not files.weights.is_file():
         raise InputError("weights-missing", f"{files.weights} does not exist; train the bundle or fetch its weights")
-    parser = ConfigParser()
-    parser.read_config(str(files.root / "configs" / "inference.json"))
+    parser = _inference_config(files)
     parser["bundle_root"] = str(files.root)
     if device is not None:
         parser["device"] = f"$torch.device('{device}')"
-    settings = changed_settings(files, overrides or {})
-    for key, value in (overrides or {}).items():
-        if parser.get(key) != value:
-            parser[key] = value
+    asked = _changed(parser, overrides or {})
+    for key, value in asked.items():
+        parser[key] = value
     parser["preprocessing#transforms"] = _without(parser["preprocessing#transforms"], ("Load",))
     parser["postprocessing#transforms"] = _without(parser["postprocessing#transforms"], ("Save",))
     target: torch.device = parser.get_parsed_content("device")
@@ -149,8 +145,23 @@ def load_bundle(
         search=parser.get_parsed_content("search" if "search" in parser else "inferer"),
         network=network.to(target).eval(),
         postprocessing=parser.get_parsed_content("postprocessing"),
-        settings=settings,
+        settings=_settings(asked),
     )
+
+
+def _inference_config(files: BundleFiles) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(files.root / "configs" / "inference.json"))
+    return parser
+
+
+def _changed(parser: ConfigParser, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in overrides.items() if parser.get(key) != value}
+
+
+def _settings(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result is made with; a bar is seen, not made with."""
+    return {key: value for key, value in asked.items() if key != PROGRESS}
 
 
 def sha256_of(path: Path) -> str:

@@ -6,7 +6,6 @@ first. A run that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from volseg import __version__
-from volseg.errors import InputError
 from volseg.io import write_nifti
 from volseg.io.cohort import DATALIST, with_cases
+from volseg.io.kept_cases import refuse_another
 from volseg.labels import MRI_CHANNELS, MriChannel
 from volseg.phantoms.mri import MriLesion
 from volseg.report.files import write_whole
@@ -38,6 +37,9 @@ class MriCase:
     instances: NDArray[np.uint16]
     lesions: Sequence[MriLesion]
     facts: Mapping[str, Any]
+
+
+ELSEWHERE = "from another examination of that name, or with another --marrow mask"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def write_cases(
     other options.
     """
     for name in names:
-        _refuse_another(folder / "parameters" / f"{name}.json", recipe)
+        parameters = folder / "parameters" / f"{name}.json"
+        refuse_another(parameters, recipe.source_sha256, as_json(recipe.options), made="made", elsewhere=ELSEWHERE)
     section = str(recipe.options["section"])
     studies: list[Path] = []
     hidden = not progress if progress is not None else None
@@ -82,34 +85,6 @@ def write_cases(
     _list_cases(folder, studies, section, recipe.patient)
     say(f"{len(studies)} MRI studies in {folder}, listed in {DATALIST} under {section!r}")
     return studies
-
-
-def fingerprint(volumes: Mapping[str, Volume], mask: NDArray[np.bool_], mask_affine: NDArray[np.float64]) -> str:
-    """Of an examination's sequences, in their order (the first is the reference), and where lesions may grow in it."""
-    digest = hashlib.sha256()
-    for channel, volume in volumes.items():
-        digest.update(channel.encode() + np.asarray(volume.voxels).tobytes() + volume.affine.tobytes())
-    digest.update(np.packbits(mask).tobytes() + mask_affine.tobytes())
-    return digest.hexdigest()
-
-
-def _refuse_another(parameters: Path, recipe: Recipe) -> None:
-    """A case that is there may only be kept if the same recipe made it. What it does not say is believed."""
-    if not parameters.is_file():
-        return
-    try:
-        before = json.loads(parameters.read_text(encoding="utf-8"))
-        source, how = before.get("source_sha256", recipe.source_sha256), dict(before.get("options", {}))
-    except (ValueError, TypeError, AttributeError):
-        return  # cut off while it was written: the case is made again
-    advice = "choose another --seed or folder"
-    if source != recipe.source_sha256:
-        told = "was made from another examination of that name, or with another --marrow mask"
-        raise InputError("cases-of-another", f"{parameters.stem} {told}; {advice}")
-    now = as_json(recipe.options)
-    if other := [key for key in now if key not in ("n", "section") and how.get(key, now[key]) != now[key]]:
-        told = ", ".join(f"{key} {how[key]}, not {now[key]}" for key in other)
-        raise InputError("cases-of-another", f"{parameters.stem} was made otherwise ({told}); {advice}")
 
 
 def _write_case(folder: Path, name: str, label: Path, case: MriCase, recipe: Recipe) -> None:

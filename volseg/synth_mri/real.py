@@ -20,11 +20,12 @@ from scipy import ndimage
 
 from volseg.errors import InputError
 from volseg.geometry import Affine, ras_mm_to_voxel, spacing_mm, voxel_to_ras_mm, voxel_volume_mm3
+from volseg.io.kept_cases import fingerprint
 from volseg.labels import LesionKind, MriChannel
 from volseg.ops.random_fields import smooth_noise
 from volseg.phantoms.mri import KIND_WEIGHTS, MriLesion, sampled
 from volseg.phantoms.mri_signal import draw_contrasts
-from volseg.synth_mri.files import MriCase, Recipe, fingerprint, write_cases
+from volseg.synth_mri.files import MriCase, Recipe, write_cases
 from volseg.synth_mri.phantoms import MriSynthOptions
 from volseg.transforms.synthesis_shape import depth_in_bone_mm, draw_parts, outline_mm, smooth_step
 from volseg.types import Study, Volume
@@ -92,7 +93,8 @@ def write_grown_mri(
         )
     names = [f"{study.name}_s{options.seed}_{number:03d}" for number in range(options.n)]
     # The mask, not its depth: distances are fractions that another scipy may round otherwise.
-    made_from = fingerprint(study.volumes, marrow.depth_mm > 0, marrow.affine)
+    where = np.packbits(marrow.depth_mm > 0).tobytes() + marrow.affine.tobytes()
+    made_from = fingerprint(*study.volumes.values(), more=where)
     return write_cases(
         folder,
         names,

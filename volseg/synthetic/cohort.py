@@ -28,6 +28,7 @@ from volseg.inference.datasets import found_studies
 from volseg.io import read_study, write_nifti
 from volseg.io.cohort import COLUMNS, DATALIST, PATIENTS, SECTIONS
 from volseg.io.files import safe_name, stem_of
+from volseg.io.kept_cases import fingerprint
 from volseg.phantoms import ct_phantom
 from volseg.report.files import write_whole
 from volseg.report.tables import as_json
@@ -79,14 +80,14 @@ def write_cohort(
     # Patients of one CT come together: it is read once.
     read = lru_cache(maxsize=1)(lambda name: None if name == PHANTOM else _read_ct(name, cts[name]))
     ready = lru_cache(maxsize=1)(lambda name: prepare(name, read(name)))
-    fingerprint = lru_cache(maxsize=1)(lambda name: _fingerprint(read(name)))
+    source_sha256 = lru_cache(maxsize=1)(lambda name: fingerprint(read(name)))
     bar = tqdm(total=len(plans), desc=f"site {site.name}", unit="patient", file=sys.stderr,
                disable=not progress if progress is not None else None)  # fmt: skip
     with bar:
         for plan in sorted(plans, key=lambda p: (backgrounds[p.number], p.number)):
             paths = _paths(folder, plan.name)
             background = backgrounds[plan.number]
-            made_from = {"source": background, "source_sha256": fingerprint(background)}
+            made_from = {"source": background, "source_sha256": source_sha256(background)}
             if all(path.is_file() for path in paths.values()):
                 _refuse_other(paths["parameters"], {"design": design} | made_from, plan.name)
             else:
@@ -197,11 +198,6 @@ def _read_ct(name: str, path: Path) -> Volume:
     volume = next(iter(read_study(path, name=name).volumes.values()))
     voxels, affine = to_ras(volume.voxels, volume.affine)
     return Volume(np.ascontiguousarray(voxels), affine, channel=volume.channel)
-
-
-def _fingerprint(ct: Volume | None) -> str:
-    """Of a CT's voxels and grid; "" for a phantom, which the seed alone makes."""
-    return "" if ct is None else sha256(np.asarray(ct.voxels).tobytes() + ct.affine.tobytes()).hexdigest()
 
 
 def _dealt_cts(plans: Sequence[PatientPlan], names: Sequence[str]) -> dict[int, str]:
