@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from PIL import Image
 
 from volseg.cli import main
 from volseg.inference.bundle import shipped_bundles
+from volseg.inference.datasets import listed_cases
+from volseg.synth import PHANTOM, SynthOptions, write_cases
 
 SHIPPED = "bmseg_bmsmm_net_segmentation"
 FEW = ["--folds", "3", "--crop", "32", "--epochs", "1", "--iterations", "1", "--batch-size", "2", "--device", "cpu"]
@@ -175,6 +178,40 @@ def test_training_reads_pictures_and_volumes_alike(name, data):
     assert set(np.unique(crop["label"])) <= {0, 1} and crop["label"].any()
     whole = parser.get_parsed_content("validate#dataset")[0]
     assert whole["image"].shape == (1, 48, 40, 1) and whole["label"].shape == (channels, 48, 40, 1)
+
+
+@pytest.fixture(scope="module")
+def ct_training(tmp_path_factory):
+    """BMSMM-Net's train.json on one phantom block whose only lesion has the number 256."""
+    folder = tmp_path_factory.mktemp("cases")
+    options = SynthOptions(n=1, seed=5, lesions=(1, 1), distractors=(0, 0), healthy=0.0, block_mm=72.0)
+    write_cases({PHANTOM: None}, folder, options, progress=False)
+    (case,) = listed_cases(str(folder), "training")
+    label = nib.load(case["label"])
+    nib.save(nib.Nifti1Image((np.asarray(label.dataobj) > 0).astype(np.uint16) * 256, label.affine), case["label"])
+    parser = ConfigParser()
+    parser.read_config(str(shipped_bundles()[SHIPPED] / "configs" / "train.json"))
+    parser["train_cases"], parser["val_cases"], parser["cache_rate"] = [case], [case], 0.0
+    parser["network_def#network#widths"], parser["roi_size"], parser["ema_decay"] = [2, 2, 4, 4, 8], [32, 32], 0.0
+    return parser
+
+
+def test_validation_shows_the_network_a_slices_neighbours_as_training_and_inference_do(ct_training):
+    network, seen = ct_training.get_parsed_content("network"), []
+    network.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = ct_training.get_parsed_content("validate#dataset")[0]["image"]
+    with torch.no_grad():
+        ct_training.get_parsed_content("validate#inferer")(image[None], network.eval())
+    slices = torch.cat(seen)
+    assert slices.shape[1] == 5
+    apart = (slices[:, 2] - slices[:, 1]).abs().amax((1, 2))
+    assert (apart > 0).float().mean() > 0.9, "a window of one slice would be its own neighbour"
+
+
+def test_every_number_of_a_lesion_is_learnt_as_lesion(ct_training):
+    torch.manual_seed(0)
+    crops = [ct_training.get_parsed_content("train#dataset")[0][0] for _ in range(8)]
+    assert sum(bool(crop["label"][1].any()) for crop in crops) >= 3, "six in ten crops are laid about a lesion"
 
 
 def _save(path: Path, shape: tuple[int, ...]) -> None:

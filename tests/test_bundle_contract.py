@@ -367,9 +367,28 @@ def release(version: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda b: b.name)
-def test_on_several_gpus_the_warm_up_is_a_twelfth_of_the_steps_too(bundle):
+def test_on_several_gpus_an_epoch_has_as_many_steps_as_on_one(bundle):
+    """However few cases there are: an epoch of one pass over them would end the schedule after a handful of steps."""
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")])
-    parser["train#dataloader"], parser["epochs"] = list(range(10)), 24
+    parser["train#dataset"], parser["epochs"], parser["iterations_per_epoch"], parser["batch_size"] = (
+        [0, 1, 2],
+        24,
+        10,
+        4,
+    )
+    parser["train#sampler#num_replicas"], parser["train#sampler#rank"] = 2, 1
+    drawn = list(parser.get_parsed_content("train#sampler"))
+    assert len(drawn) == 40 and set(drawn) <= {0, 1, 2}
     steps = [parser.get_parsed_content(f"lr_scheduler#{name}") for name in ("t_total", "warmup_steps")]
     assert steps == [240, 20]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda b: b.name)
+def test_a_short_training_is_validated_too(bundle):
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    parser["epochs"] = 2
+    (handler,) = [h for h in parser["train#handlers"] if h["_target_"] == "ValidationHandler"]
+    parser["asked"] = handler["interval"]
+    assert parser.get_parsed_content("asked") == 2

@@ -65,6 +65,23 @@ def test_nothing_changes_away_from_the_lesions(healthy):
     assert 0 < changed.mean() < 0.2 and not changed[mask.voxels == 0].all()
 
 
+def test_a_sequence_that_only_grazes_the_bone_keeps_its_picture():
+    """A neighbouring stack may end at the bone's surface: a lesion's rim shows there and no marrow at all."""
+    mm = np.stack(np.meshgrid(*[np.arange(-24.0, 24.0)] * 3, indexing="ij"))
+    affine = np.array([[1, 0, 0, -24], [0, 1, 0, -24], [0, 0, 1, -24], [0, 0, 0, 1]], float)
+    mask = Volume((np.abs(mm) < 15).all(axis=0).astype(np.uint8), affine, "T1")
+    rng = np.random.default_rng(0)
+    t1 = Volume(rng.normal(400, 10, mask.voxels.shape).astype(np.float32), affine, "T1")
+    beside = np.diag([1.5, 1.5, 4.0, 1.0])
+    beside[:3, 3] = -17, -17, -30.7  # its last slice lies at -14.7 mm
+    t2 = Volume(rng.normal(400, 10, (24, 24, 5)).astype(np.float32), beside, "T2")
+    for seed in range(4):
+        volumes, _, _ = grow_mri_lesions(
+            {"T1": t1, "T2": t2}, MarrowMask.of(mask), n=2, rng=np.random.default_rng(seed), diameters_mm=(14.0, 20.0)
+        )
+        assert np.isfinite(volumes["T2"].voxels).all()
+
+
 def test_the_same_seed_gives_the_same_case_and_another_number_another(healthy):
     study, mask, _ = healthy
     marrow, options = MarrowMask.of(mask), MriSynthOptions(seed=8, healthy=0.0, lesions=(1, 2))

@@ -10,6 +10,8 @@ import sys
 import time
 from importlib.util import find_spec
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
@@ -150,10 +152,10 @@ def test_more_epochs_and_another_rate_go_on_and_another_training_is_refused(case
     assert not (out / "training.json").exists(), "how it was begun is not known"
 
 
-def test_a_request_that_failed_before_its_first_epoch_binds_nobody(cases, tmp_path):
+def test_a_request_that_failed_before_its_first_epoch_binds_nobody(cases, tmp_path, capsys):
     out = tmp_path / "out"
-    with pytest.raises(Exception, match="blue"):
-        main([*command(cases, out, epochs=1), "--set", "loss=$float('blue')"])
+    assert main([*command(cases, out, epochs=1), "--set", "loss=$float('blue')"]) == 1
+    assert "'blue'" in capsys.readouterr().err
     assert "loss" in json.loads((out / "training.json").read_text())["overrides"]
     assert main(command(cases, out, epochs=1)) == 0
     assert "loss" not in json.loads((out / "training.json").read_text())["overrides"]
@@ -222,3 +224,50 @@ def test_data_that_is_not_there_or_has_another_name_is_refused(tmp_path):
     other.write_text(json.dumps({"training": []}))
     with pytest.raises(InputError, match="is called"):
         dataset_folder(other)
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "told"),
+    [
+        (["--set", "roi_size=[30,30,30]"], 1, "volseg: "),
+        (["--set", 'network_def={"_target_": "volseg.networks.SegMamba", "in_chanels": 3}'], 1, "training-failed: "),
+        (["--set", "dataset_dir=/tmp"], 2, "override-unknown: dataset_dir is given by --data"),
+        (["--set", "ckpt_dir=/tmp"], 2, "override-unknown: ckpt_dir is given by -o"),
+        (["--seed", "-1"], 2, "seeds count from 0"),
+        (["--ema", "1.5"], 2, "from 0 to below 1"),
+        (["--learning-rate", "0"], 2, "above 0"),
+    ],
+)
+def test_what_training_fails_with_is_one_line(cases, tmp_path, capsys, extra, code, told):
+    try:
+        assert main([*command(cases, tmp_path / "out", epochs=1), *extra]) == code
+    except SystemExit as usage:  # argparse refuses by itself
+        assert usage.code == code
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert told in line and "Traceback" not in line
+    assert not (tmp_path / "out" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_a_case_without_a_label_or_off_its_scan_is_named_in_one_line(cases, tmp_path, capsys, section):
+    shutil.copytree(cases, tmp_path / "data")
+    path = tmp_path / "data" / "datalist.json"
+    whole = json.loads(path.read_text())
+    bare = {key: value for key, value in whole["training"][0].items() if key != "label"}
+    path.write_text(json.dumps(whole | {section: [bare]}))
+    assert main(command(tmp_path / "data", tmp_path / "out", epochs=1)) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"volseg: label-missing: 1 {section} case") and "\n" not in said
+    label = tmp_path / "data" / whole["training"][0]["label"]
+    image = nib.load(label)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([-1, 1, 1, 1])), label)
+    path.write_text(json.dumps(whole | {section: [whole["training"][0]]}))
+    assert main([*command(tmp_path / "data", tmp_path / "out", epochs=1), "--set", "cache_rate=0.0"]) == 1
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("volseg: label-grid: label ")
+
+
+def test_an_output_that_is_a_file_is_refused(cases, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    assert main(command(cases, tmp_path / "out")) == 2
+    assert "output-not-a-folder" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from volseg.errors import InputError, UsageError
-from volseg.inference.datasets import NOT_FILES
+from volseg.inference.datasets import files_of
 from volseg.io.bmseg import SLICES
 from volseg.io.cohort import DATALIST, PATIENTS, one_line, patient_of, read_patients
 from volseg.io.files import stem_of
@@ -72,8 +72,7 @@ def write_fold(data: Path, out: Path, options: FoldOptions) -> Path:
     for patient, theirs in cases.items():
         section = "validation" if fold_of[patient] == options.fold else "training"
         sections[section] += [
-            {"patient": patient} | {k: str((data / v).resolve()) for k, v in case.items() if k not in NOT_FILES}
-            for case in theirs
+            {"patient": patient} | {k: str((data / v).resolve()) for k, v in files_of(case).items()} for case in theirs
         ]
     document = {
         "folds": options.folds,
@@ -112,6 +111,7 @@ def _cases_by_patient(data: Path) -> tuple[dict[str, list[dict[str, Any]]], dict
     """
     try:
         listed = json.loads((data / DATALIST).read_text(encoding="utf-8")).get("training", [])
+        listed = [{"image": case} if isinstance(case, str) else case for case in listed]
         images = [(case, stem_of(Path(case["image"]))) for case in listed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("datalist-unreadable", f"{data / DATALIST}: {error!r}; see data/README.md") from error

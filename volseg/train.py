@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from volseg.errors import InputError, UsageError
+from volseg.errors import InputError, UsageError, VolsegError
 from volseg.inference.bundle import BundleFiles
 from volseg.inference.datasets import listed_cases
 from volseg.inference.quiet import quiet
@@ -19,6 +21,9 @@ from volseg.io.cohort import DATALIST
 from volseg.report.files import write_whole
 from volseg.training.identity import IDENTITY, identity_of, refuse_another
 from volseg.training.logs import attach_mlflow, attach_tensorboard, check_installed
+
+log = logging.getLogger(__name__)
+LONGEST = 300  # characters of an error that is not ours
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def train_bundle(
     learning rate or another machine go on with it; `out`/training.json says what else it is.
 
     Raises:
-        InputError: no such data or weights; files of the datalist that are missing.
+        InputError: no such data or weights; files of the datalist that are missing, cases without a label; whatever
+            else the training fails with, as training-failed.
         UsageError: an override the config does not know; `out` holds the training of something else.
     """
     folder = dataset_folder(data)
@@ -69,11 +75,14 @@ def train_bundle(
         if getattr(options, name):
             check_installed(name)
     listed = str(options.case_list or folder)
-    cases = listed_cases(listed, "training")
+    cases = _labelled(listed_cases(listed, "training"), "training")
+    if out.exists() and not out.is_dir():
+        raise UsageError("output-not-a-folder", f"{out} is a file; -o takes the folder for weights and state")
     config = files.root / "configs" / "train.json"
     known = json.loads(config.read_text(encoding="utf-8"))
     changes = _changes(files, options, known)
     validation = [] if "val_cases" in options.overrides else listed_cases(listed, "validation", required=False)
+    _labelled(validation, "validation")
     identity = identity_of(files.name, {"training": cases, "validation": validation}, changes, known)
     changes |= {"bundle_root": str(files.root), "dataset_dir": str(folder)}
     epochs = int(changes.get("epochs", known["epochs"]))
@@ -87,16 +96,53 @@ def train_bundle(
     if done:
         say(f"{files.name}: going on after epoch {done}")
     quiet()
-    workflow = ConfigWorkflow(
-        config_file=str(config), workflow_type="train", logging_file=False, ckpt_dir=str(out), **changes
-    )
-    workflow.initialize()
-    _watch(workflow, options, files.name, out)
-    if not done:  # an older version's folder stays without it: how that one was begun is not known
-        write_whole(out / IDENTITY, json.dumps(identity, indent=1))
-    workflow.run()
-    workflow.finalize()
+    with _in_one_line(files.name):
+        workflow = ConfigWorkflow(
+            config_file=str(config), workflow_type="train", logging_file=False, ckpt_dir=str(out), **changes
+        )
+        workflow.initialize()
+        _watch(workflow, options, files.name, out)
+        if not done:  # an older version's folder stays without it: how that one was begun is not known
+            write_whole(out / IDENTITY, json.dumps(identity, indent=1))
+        workflow.run()
+        workflow.finalize()
     return out / "model.pt"
+
+
+@contextlib.contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """What fails under MONAI's config parser comes out wrapped, once per entry: say the first cause alone.
+
+    Raises:
+        VolsegError: the refusal that lies below.
+        InputError: training-failed, with what lies below; `volseg train -v` prints where.
+    """
+    try:
+        yield
+    except Exception as error:
+        for below in _chain(error, lambda e: e.__cause__ or e.__context__):
+            if isinstance(below, VolsegError):
+                raise below from error
+        *_, below = _chain(error, lambda e: e.__cause__)
+        log.info("%s", name, exc_info=error)
+        said = " ".join(str(below).split())[:LONGEST]
+        raise InputError("training-failed", f"{name}: {type(below).__name__}: {said} (-v shows where)") from error
+
+
+def _chain(error: BaseException, before: Callable[[BaseException], BaseException | None]) -> Iterator[BaseException]:
+    at: BaseException | None = error
+    while at is not None:
+        yield at
+        at = before(at)
+
+
+def _labelled(cases: list[dict[str, str]], section: str) -> list[dict[str, str]]:
+    """`cases`, all of which have a label. Raises InputError("label-missing") naming some that have none."""
+    without = [Path(case["image"]).name for case in cases if "label" not in case]
+    if without:
+        some = ", ".join(without[:3])
+        raise InputError("label-missing", f"{len(without)} {section} cases of {DATALIST} have no label, {some} say")
+    return cases
 
 
 def _watch(workflow: ConfigWorkflow, options: TrainOptions, name: str, out: Path) -> None:
@@ -153,6 +199,9 @@ def _changes(files: BundleFiles, options: TrainOptions, known: Mapping[str, Any]
         if not weights.is_file():
             raise InputError("weights-missing", f"{weights} does not exist; --from takes a file or the word 'shipped'")
         changes["finetune_from"] = str(weights.resolve())
+    given = {"dataset_dir": "--data", "ckpt_dir": "-o", "bundle_root": "the bundle's name"}
+    for key in given.keys() & options.overrides.keys():
+        raise UsageError("override-unknown", f"{key} is given by {given[key]}, not by --set")
     unknown = [key for key in options.overrides if key.replace("::", "#").split("#")[0] not in known]
     if unknown:
         raise UsageError("override-unknown", f"train.json of {files.name} has no entry {', '.join(unknown)}")

@@ -26,13 +26,26 @@ def test_cases_are_listed_with_absolute_paths(tmp_path):
         (None, "datalist-missing"),
         ({"training": []}, "datalist-empty"),
         ({"training": [{"image": "gone.nii.gz"}]}, "datalist-files-missing"),
+        ({"training": [{"image": ["a.nii.gz"]}]}, 'datalist-unreadable.*training 1: no "image" that is one file'),
+        ({"training": [{"image": "gone.nii.gz", "label": 1}]}, 'datalist-unreadable.*"label" is not one file'),
+        ({"training": {"image": "a.nii.gz"}}, "datalist-unreadable"),
+        ([{"image": "gone.nii.gz"}], "datalist-unreadable"),
+        ("{'training': [],}", "datalist-unreadable.*not JSON"),
     ],
 )
 def test_a_datalist_that_cannot_be_used_is_refused(tmp_path, document, code):
     if document is not None:
-        (tmp_path / "datalist.json").write_text(json.dumps(document))
+        (tmp_path / "datalist.json").write_text(document if isinstance(document, str) else json.dumps(document))
     with pytest.raises(InputError, match=code):
         listed_cases(str(tmp_path), "training")
+
+
+def test_what_a_case_says_beside_its_files_is_not_taken_for_a_file(tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    case = {"image": "a.nii.gz", "label": None, "patient": "p", "age": 63, "sex": "F", "weights": [1, 2]}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [case], "testing": ["a.nii.gz"]}))
+    assert listed_cases(str(tmp_path), "training") == [{"image": str(tmp_path / "a.nii.gz")}]
+    assert found_studies(str(tmp_path)) == [{"image": str(tmp_path / "a.nii.gz")}], "decathlon lists tests by name"
 
 
 def test_files_and_folders_are_studies_and_a_bare_dicom_folder_is_one(tmp_path):

@@ -60,8 +60,26 @@ def test_another_modality_than_the_one_asked_for_is_refused(series, ct_nifti) ->
     with pytest.raises(InputError, match=r"wrong-modality: .*CT is read here; the study holds MR") as refusal:
         LoadStudyd(keys="image", channel="CT")({"image": folder})
     assert "\n" not in refusal.value.message
-    case = {"image": series(folder="another"), "label": ct_nifti()}
+    ct = LoadStudyd(keys="image")({"image": series(folder="another")})["image"]
+    label = ct_nifti(data=np.zeros(ct.shape[1:], np.uint8), affine=ct.affine.numpy())
+    case = {"image": series(folder="another"), "label": label}
     assert set(LoadStudyd(keys=["image", "label"], channel="CT")(case)) == {"image", "label"}
+
+
+@pytest.mark.parametrize("keys", [(["image", "label"],), ("label", "image")], ids=["together", "label first"])
+def test_a_label_that_lies_elsewhere_than_its_image_is_refused(ct_nifti, keys) -> None:
+    """A mask saved without the scan's affine has its shape, and would be turned another way than the scan."""
+    flipped = np.diag([-0.8, -0.9, 2.0, 1.0])
+    case = {"image": ct_nifti(affine=flipped), "label": ct_nifti("a.nii.gz", np.zeros((8, 7, 6), np.uint8), flipped)}
+    for key in keys:
+        case = LoadStudyd(keys=key)(case)
+    assert case["label"].shape == (1, 8, 7, 6)
+    case = {"image": ct_nifti(affine=flipped), "label": ct_nifti("b.nii.gz", np.zeros((8, 7, 6), np.uint8))}
+    with pytest.raises(
+        InputError, match=r"label-grid: label b\.nii\.gz does not lie on the grid of its image: .* mm off"
+    ):
+        for key in keys:
+            case = LoadStudyd(keys=key)(case)
 
 
 def test_images_of_one_grid_become_channels(ct_nifti) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,24 @@ def test_a_lesion_on_the_right_casts_its_shadow_on_the_left_wherever_its_voxels_
     assert row == 14 - 9
     picture = grid.cut("coronal", grid.slice_of("coronal", lesion))
     assert np.array_equal(np.argwhere(picture.labels == 1), np.argwhere(mask) + np.array([row, column]))
+
+
+@pytest.mark.parametrize("axes", STORED)
+def test_a_lesion_in_two_pieces_is_shown_where_one_of_them_lies(axes):
+    """A detector's lesion may be two pieces: the plane through its center holds neither."""
+    result = stored(axes)
+    instances = np.zeros_like(result.instances)
+    box = np.argwhere(result.instances)  # three layers towards the head; the middle one is left out
+    up = next(n for n, letter in enumerate(axes) if letter in "SI")
+    outer = box[box[:, up] != np.unique(box[:, up])[1]]
+    instances[tuple(outer.T)] = 1
+    volume = result.study.volumes["CT"]
+    lesions = measure_lesions(
+        instances, volume.voxels, volume.affine, probability=instances.astype(np.float32), marrow_hu=(np.nan, np.nan)
+    )
+    grid = upright(replace(result, instances=instances, lesions=lesions))
+    picture = grid.cut("axial", grid.slice_of("axial", lesions[0]))
+    assert (picture.labels == 1).sum() == 3 * 2
 
 
 @pytest.mark.parametrize("axes", STORED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,62 @@ from monai.data.folder_layout import default_name_formatter
 
 from volseg.errors import InputError
 
-NOT_FILES = ("patient", "site", "fold")  # what a datalist may say of a case beside its files
+FILES = ("image", "label", "bone")  # what of a datalist's case is a file; it may say more
 SECTIONS = ("training", "validation", "testing")
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".dcm")
 
 
 def listed_cases(dataset_dir: str, section: str, *, required: bool = True) -> list[dict[str, str]]:
-    """Image and label paths of one section of `dataset_dir`/datalist.json (decathlon style), made absolute.
+    """Files of one section of `dataset_dir`/datalist.json (decathlon style), by key of `FILES`, made absolute.
 
-    `dataset_dir` may also be a list of cases itself: OUT/fold.json of `volseg train --folds`, say.
+    `dataset_dir` may also be a list of cases itself: OUT/fold.json of `volseg train --folds`, say. A case may be the
+    name of its image alone; what else a case says (its patient, an age) is not handed on.
 
     Raises:
-        InputError: no datalist, no such section, or files that are not there (all of them are named).
+        InputError: no datalist, none that can be read, no such section, or files that are not there (all are named).
     """
     root = Path(dataset_dir).expanduser().resolve()
     path = root if root.is_file() else root / "datalist.json"
     if not path.is_file():
         raise InputError("datalist-missing", f"{path} does not exist; `volseg synth` writes one, see data/README.md")
-    document = json.loads(path.read_text(encoding="utf-8"))
-    cases = document.get(section, [])
+    document = _read(path)
+    cases = document.get(section) or []
+    if not isinstance(cases, list):
+        raise InputError("datalist-unreadable", f"{path}: {section!r} is no list of cases; see data/README.md")
     if not cases and required:
         lists = {name: listed for name, listed in document.items() if isinstance(listed, list) and listed}
         there = ", ".join(f"{name} ({len(listed)})" for name, listed in lists.items()) or "none at all"
         raise InputError("datalist-empty", f"{path} lists no case under {section!r}; it has {there}")
-    absolute = [
-        {key: str(path.parent / value) for key, value in case.items() if key not in NOT_FILES} for case in cases
-    ]
+    absolute = [_files(case, path, f"{section} {n}") for n, case in enumerate(cases, start=1)]
     gone = [value for case in absolute for value in case.values() if not Path(value).exists()]
     if gone:
         raise InputError("datalist-files-missing", f"{path} lists {len(gone)} files that are not there: {gone[:5]}")
     return absolute
+
+
+def files_of(case: Mapping[str, Any] | str) -> dict[str, Any]:
+    """What of a datalist's case names a file; a key without a value names none."""
+    return {"image": case} if isinstance(case, str) else {key: case[key] for key in FILES if case.get(key)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("datalist-unreadable", f"{path}: not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise InputError("datalist-unreadable", f"{path}: an object with sections belongs here; see data/README.md")
+    return document
+
+
+def _files(case: Any, path: Path, at: str) -> dict[str, str]:
+    named = files_of(case) if isinstance(case, dict | str) else {}
+    if not isinstance(named.get("image"), str):
+        raise InputError("datalist-unreadable", f'{path}, {at}: no "image" that is one file name; see data/README.md')
+    wrong = next((key for key, value in named.items() if not isinstance(value, str)), None)
+    if wrong:
+        raise InputError("datalist-unreadable", f'{path}, {at}: "{wrong}" is not one file name; see data/README.md')
+    return {key: str(path.parent / value) for key, value in named.items()}
 
 
 def found_studies(dataset_dir: str) -> list[dict[str, str]]:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from monai.config.type_definitions import DtypeLike, KeysCollection
 from monai.data.image_reader import ImageReader
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms.io.dictionary import LoadImaged
 from monai.utils.enums import MetaKeys, SpaceKeys
-from monai.utils.misc import ensure_tuple
+from monai.utils.misc import ImageMetaKey, ensure_tuple
 
 from volseg.errors import InputError
+from volseg.io.cohort_check import same_grid
 from volseg.io.files import shown
 from volseg.io.mri_study import read_mri_study
 from volseg.io.study import read_volume
@@ -93,7 +95,9 @@ class LoadStudyd(LoadImaged):
     """`LoadImaged` that reads through `StrictReader` and never falls back to a reader that repairs in silence.
 
     Args as in LoadImaged; `ensure_channel_first` is True by default. `channel` is what every image has to hold ("CT",
-    say; label maps in NIfTI pass, see `StrictReader`), None for anything. Raises InputError with a reason code.
+    say; label maps in NIfTI pass, see `StrictReader`), None for anything. What is loaded together lies on one grid, and
+    on that of the case's `label_key` where this was loaded before: each would else be turned by its own affine, and a
+    mask saved without one come to lie mirrored. Raises InputError with a reason code; label-grid for other grids.
     """
 
     def __init__(
@@ -105,9 +109,11 @@ class LoadStudyd(LoadImaged):
         image_only: bool = True,
         series_uid: str | None = None,
         channel: str | None = None,
+        label_key: str = "label",
         allow_missing_keys: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.label_key = label_key
         self.strict = StrictReader(series_uid=series_uid, channel=channel)
         with warnings.catch_warnings(), _quiet("monai.data.nvimgcodec_pydicom_plugin"):  # readers dropped below
             warnings.simplefilter("ignore")
@@ -124,7 +130,16 @@ class LoadStudyd(LoadImaged):
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict:
         """Load every key. A reader given here wins, as in LoadImaged."""
-        return super().__call__(data, reader or self.strict)
+        d = super().__call__(data, reader or self.strict)
+        keys = dict.fromkeys((*self.key_iterator(d), self.label_key))
+        loaded = [(key, d[key]) for key in keys if isinstance(d.get(key), MetaTensor)]
+        for key, other in loaded[1:]:
+            first, image = loaded[0]
+            differs = same_grid(image.shape[1:], image.affine, other.shape[1:], other.affine)
+            if differs:
+                name = shown(Path(str(other.meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name)
+                raise InputError("label-grid", f"{key} {name} does not lie on the grid of its {first}: {differs}")
+        return d
 
 
 class LoadMriStudyd(LoadImaged):

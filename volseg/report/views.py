@@ -91,11 +91,15 @@ class Upright:
     source_shape: tuple[int, ...]
 
     def slice_of(self, plane: Plane, lesion: Lesion) -> int:
-        """Index of the plane through the lesion's center; it always cuts the lesion's box."""
+        """Index of the plane nearest to the lesion's center that cuts the lesion: one in two pieces has no middle."""
         axis = LOOKS_ALONG[plane]
-        index = round(float(ras_mm_to_voxel(self.affine, lesion.center_ras_mm)[axis]))
-        low, high = self.box_of(lesion)[axis].start, self.box_of(lesion)[axis].stop - 1
-        return min(max(index, low), high)
+        box = self.box_of(lesion)
+        center = float(ras_mm_to_voxel(self.affine, lesion.center_ras_mm)[axis])
+        others = tuple(other for other in range(3) if other != axis)
+        cut = box[axis].start + np.flatnonzero((self.instances[box] == lesion.id).any(axis=others))
+        if not cut.size:  # a mask that lost it
+            cut = np.arange(box[axis].start, box[axis].stop)
+        return int(cut[np.abs(cut - center).argmin()])
 
     def box_of(self, lesion: Lesion) -> tuple[slice, slice, slice]:
         """The lesion's box on the upright grid."""

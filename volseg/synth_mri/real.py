@@ -215,7 +215,7 @@ def _painted(
     steps = (np.indices(old.shape, dtype=np.float32).reshape(3, -1).T - ras_mm_to_voxel(affine, center)) * spacing
     near = bone & (np.linalg.norm(steps, axis=1).reshape(old.shape) < NEIGHBOURHOOD_MM)
     healthy = near & (share < 0.1)
-    level = float(np.median(old[healthy if healthy.sum() >= 30 else near if near.any() else share > 0.5]))
+    level = float(np.median(old[healthy if healthy.sum() >= 30 else near if near.any() else share >= 0.1]))
     grain = 1 + 0.08 * smooth_noise(old.shape, spacing, 2.0, rng)
     noise = old - ndimage.gaussian_filter(old, 1.0)
     lesion = level * (1 + contrast) * grain + noise
