@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 from volseg.cli import main
 from volseg.cli.done import Asked, already_done
-from volseg.cli.shared import asked_precision, unique_names
+from volseg.cli.shared import asked_precision, unique_names, whole_name
 from volseg.errors import InputError, UsageError
+from volseg.io import write_nifti
 
 
 def _predict(bright_bundle, *arguments) -> int:
@@ -90,6 +95,63 @@ def test_a_result_of_another_working_directory_is_known_again(ct, bright_bundle,
     monkeypatch.chdir(tmp_path)
     assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
     assert "already done" in capsys.readouterr().out
+
+
+def test_a_new_patient_under_an_old_path_is_not_answered_with_the_old_ones_result(ct, bright_bundle, tmp_path, capsys):
+    """Exports are taken into one folder, patient after patient."""
+    result = tmp_path / "out/block/result.json"
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    os.utime(ct, (1_600_000_000, 1_600_000_000))
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0, "a copy of the same study has another date"
+    image, made = nib.load(ct), result.read_bytes()
+    write_nifti(ct, np.asarray(image.dataobj)[::-1].copy(), image.affine, dtype=np.int16)
+    capsys.readouterr()
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert "output-of-another" in error and "the files there have changed since; choose another --name or -o" in error
+    assert result.read_bytes() == made and len(error.splitlines()) == 1
+    document = json.loads(made)
+    del document["provenance"]["study_fingerprint"]
+    result.write_text(json.dumps(document))
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    assert "already done" in capsys.readouterr().out, "an older volseg took no fingerprint: judged by the path alone"
+    result.write_bytes(made)
+    ct.unlink()
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 1
+    assert "path-missing" in capsys.readouterr().err and result.read_bytes() == made
+
+
+def test_overwrite_spares_what_somebody_put_beside_a_result(ct, bright_bundle, tmp_path, capsys, monkeypatch):
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out") == 0
+    note = tmp_path / "out/block/radiologist.txt"
+    note.write_text("two of these are bone islands")
+    monkeypatch.setattr("volseg.pipeline.segment_volume", None)  # told before the search
+    assert _predict(bright_bundle, ct, "-o", tmp_path / "out", "--overwrite") == 2
+    assert "holds a result and besides radiologist.txt: not replaced" in capsys.readouterr().err
+    assert note.is_file() and (tmp_path / "out/block/report.html").is_file()
+
+
+def test_a_path_that_is_no_text_is_written_as_text_and_known_again(ct, bright_bundle, tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names only")
+    moved = ct.rename(folder / "block.nii.gz")
+    command = ["predict", str(moved), "-o", str(tmp_path / "out"), "--bundle", str(bright_bundle), "--trust-bundle"]
+    assert main([*command, "--quiet", "--device", "cpu"]) == 0
+    document = json.loads((tmp_path / "out/block/result.json").read_text(encoding="utf-8"))
+    assert document["study"]["source"] == f"{tmp_path.resolve()}/M\\xfcller/block.nii.gz"
+    assert main([*command, "--quiet", "--device", "cpu"]) == 0
+    assert "already done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../outside", "/elsewhere", "a/b", "..", ".hidden", "a\nb", "x" * 300])
+def test_a_name_that_leads_elsewhere_is_refused(name, ct, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(ct), "-o", str(tmp_path / "out"), "--name", name])
+    assert stop.value.code == 2 and "is no name of a folder" in capsys.readouterr().err
+    assert whole_name("Fall 7, Becken") == "Fall 7, Becken"
 
 
 def test_overwrite_replaces_results_and_nothing_else(ct, bright_bundle, tmp_path, capsys):

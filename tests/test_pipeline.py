@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import pytest
 from volseg.errors import InputError, UsageError
 from volseg.inference import symmetry
 from volseg.inference.bundle import find_bundle, load_bundle
-from volseg.pipeline import OutputOptions, analyse_study, write_results
+from volseg.pipeline import OutputOptions, analyse_study, foreign, replaceable, write_results
 from volseg.types import Study, Volume
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -71,8 +72,44 @@ def test_results_are_not_overwritten_unless_asked(result, tmp_path):
     folder = write_results(result, str(tmp_path / result.study.name), OutputOptions(overwrite=True))
     assert (folder / "report.html").is_file()
     (folder / "letters").mkdir()
-    with pytest.raises(UsageError, match="output-not-a-result"):
+    with pytest.raises(UsageError, match=r"output-not-a-result.*\(it holds letters\)"):
         write_results(result, folder, OutputOptions(overwrite=True))
+    (folder / "letters").rmdir()
+    (folder / ".DS_Store").touch()
+    assert replaceable(folder), "what a system leaves behind is nobody's"
+    (folder / "radiologist.txt").write_text("seen")
+    assert not replaceable(folder) and foreign(folder) == ["radiologist.txt"]
+    with pytest.raises(UsageError, match=r"holds radiologist\.txt\); nothing"):
+        write_results(result, folder, OutputOptions(overwrite=True))
+    assert (folder / "radiologist.txt").is_file()
+
+
+def test_a_file_in_the_place_of_a_result_is_refused(result, tmp_path):
+    (tmp_path / "block").write_text("mine")
+    with pytest.raises(UsageError, match="not a result of volseg alone; nothing"):
+        write_results(result, tmp_path / "block", OutputOptions(overwrite=True))
+
+
+def test_what_a_result_lists_as_its_own_can_be_replaced(tmp_path):
+    """Written by another version, which had more files."""
+    (tmp_path / "result.json").write_text('{"files": ["result.json", "lesions_dicom.dcm"]}')
+    (tmp_path / "lesions_dicom.dcm").touch()
+    assert replaceable(tmp_path)
+    (tmp_path / "result.json").write_text("[]")
+    assert foreign(tmp_path) == ["lesions_dicom.dcm"]
+
+
+def test_what_another_run_left_half_written_neither_stops_this_one_nor_goes(result, tmp_path):
+    """Process numbers repeat: in a container volseg is process 1 every time."""
+    left = tmp_path / f".block.partial-{os.getpid()}"
+    left.mkdir()
+    (left / "lesions.nii.gz").touch()
+    folder = write_results(result, tmp_path / "block")
+    assert sorted(path.name for path in tmp_path.iterdir() if "block" in path.name) == [left.name, "block"]
+    assert (left / "lesions.nii.gz").is_file()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask, "as mkdir would make it"
 
 
 def test_a_failure_while_writing_leaves_nothing(result, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Several bundles on one study: lesions are paired by shared voxels, and one page shows all answers."""
 
+import json
+import os
 import shutil
 
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 
 from volseg.cli import main
 from volseg.errors import InputError
+from volseg.io import write_nifti
+from volseg.report import side_by_side
 from volseg.report.side_by_side import BundleColumn, _column
-from volseg.side_by_side import same_places, write_side_by_side
+from volseg.side_by_side import page_is_due, same_places, write_side_by_side
 
 
 def line(*values):
@@ -70,6 +74,69 @@ def test_two_bundles_give_two_reports_and_one_page(ct, bright_bundle, tmp_path, 
 def test_a_missing_result_is_named(tmp_path):
     with pytest.raises(InputError, match="no finished result"):
         write_side_by_side(tmp_path, ["a_segmentation"])
+
+
+def made(folder, *bundles):
+    """Finished results of several bundles on one study, without any lesion."""
+    for name in bundles:
+        (folder / name).mkdir(parents=True)
+        document = {
+            "summary": {"lesion_count": 0, "total_volume_mm3": 0.0},
+            "provenance": {"bundle": name, "bundle_version": "1"},
+            "seconds": {"network": 1.0},
+            "warnings": [],
+            "lesions": [],
+        }
+        write_nifti(folder / name / "lesions.nii.gz", np.zeros((4, 4, 4)), np.eye(4), dtype=np.uint16)
+        (folder / name / "preview.png").write_bytes(b"a picture")
+        (folder / name / "result.json").write_text(json.dumps(document))
+
+
+def test_a_page_that_is_missing_or_older_than_a_result_is_due(tmp_path):
+    made(tmp_path, "a", "b")
+    assert page_is_due(tmp_path, ["a", "b"]) and not page_is_due(tmp_path, ["a", "c"])
+    page = write_side_by_side(tmp_path, ["a", "b"])
+    assert not page_is_due(tmp_path, ["a", "b"])
+    os.utime(page, (0, 0))
+    assert page_is_due(tmp_path, ["a", "b"])
+
+
+@pytest.fixture
+def several(ct, bright_bundle, tmp_path, monkeypatch):
+    """The command for two bundles on two studies, whose results are all there; only the pages are not."""
+    bundles = [bright_bundle, tmp_path / "other_segmentation"]
+    shutil.copytree(bright_bundle, bundles[1])
+    second = ct.with_name("second.nii.gz")
+    shutil.copy(ct, second)
+    for name in ("block", "second"):
+        made(tmp_path / "out" / name, *(bundle.name for bundle in bundles))
+    monkeypatch.setattr("volseg.cli.predict.already_done", lambda *_args, **_kwargs: True)
+    command = ["predict", str(ct), str(second), "-o", str(tmp_path / "out"), "--trust-bundle", "--quiet"]
+    return [*command, *(word for bundle in bundles for word in ("--bundle", str(bundle)))]
+
+
+def test_a_page_that_was_lost_is_written_again_without_a_search(several, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("volseg.cli.predict.read_for", None)
+    assert main(several) == 0
+    pages = [tmp_path / "out" / name / "side_by_side.html" for name in ("block", "second")]
+    assert all(page.read_text(encoding="utf-8").count("<img") == 2 for page in pages)
+    assert capsys.readouterr().out.count("side by side in") == 2
+    assert main(several) == 0 and "side by side" not in capsys.readouterr().out
+
+
+def test_a_page_that_the_disk_refuses_is_one_line_and_the_other_studies_go_on(several, tmp_path, capsys, monkeypatch):
+    write = side_by_side.write_whole
+
+    def full_disk(path, content):
+        if path.parent.name == "block":
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(side_by_side, "write_whole", full_disk)
+    assert main(several) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("volseg: output-failed: ") and "No space left" in error and len(error.splitlines()) == 1
+    assert (tmp_path / "out/second/side_by_side.html").is_file()
 
 
 def test_the_prior_is_no_answer():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,18 +23,22 @@ from volseg.inference.ensemble import other_weights
 from volseg.inference.reads import MR, channels_of, modality_of
 from volseg.inference.segment import segment_sequences, segment_volume
 from volseg.io import write_nifti
+from volseg.io.files import LITTER, shown
 from volseg.io.mri_candidates import plane_of
 from volseg.measure import measure_lesions, normal_marrow_hu
 from volseg.origin.features import lesion_features
 from volseg.origin.frozen import with_origin
 from volseg.origin.shipped import read_heads
 from volseg.report.figures import write_preview
+from volseg.report.files import as_any_new
 from volseg.report.html import write_report
 from volseg.report.tables import write_lesions_csv, write_result_json
 from volseg.types import PatientResult, Provenance, Study, Volume
 
 MARROW = 2  # value of marrow in the bone label map
 RESULT_FILE = "result.json"
+PROBABILITY_FILE = "probability.nii.gz"
+FILES = ("lesions.nii.gz", "lesions.csv", "preview.png", "report.html", RESULT_FILE)
 
 NO_BONE = "no bone was found in view: no window was searched, so 'no lesion' says nothing here"
 NO_BONE_SEARCHED = "no bone was found in view: the whole volume was searched, and marks may lie in any tissue"
@@ -98,7 +102,7 @@ def _analyse_ct(study: Study, bundle: LoadedBundle, say: Callable[[str], None]) 
         instances=segmentation.instances,
         probability=segmentation.probability,
         lesions=lesions,
-        provenance=_provenance(bundle),
+        provenance=_provenance(bundle, study),
         marrow_hu=marrow,
         bone_volume_mm3=float(np.count_nonzero(segmentation.bone)) * voxel_volume_mm3(volume.affine),
         seconds=seconds,
@@ -128,7 +132,7 @@ def _analyse_mri(study: Study, bundle: LoadedBundle, say: Callable[[str], None])
         instances=segmentation.instances,
         probability=segmentation.probability,
         lesions=lesions,
-        provenance=_provenance(bundle),
+        provenance=_provenance(bundle, study),
         bone_volume_mm3=math.nan,
         seconds=dict(segmentation.seconds) | {"measuring": round(time.perf_counter() - start, 3)},
         warnings=tuple(warnings),
@@ -159,10 +163,15 @@ def write_results(result: PatientResult, folder: str | Path, options: OutputOpti
     if folder.exists() and not options.overwrite:
         raise UsageError("output-exists", f"{folder} exists; pass --overwrite to replace it")
     if folder.exists() and not replaceable(folder):
-        raise UsageError("output-not-a-result", f"{folder} is not a result of volseg alone; nothing there was replaced")
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+        held = ", ".join(map(shown, foreign(folder)[:4])) if folder.is_dir() else ""
+        what = f"{folder} is not a result of volseg alone{held and f' (it holds {held})'}"
+        raise UsageError("output-not-a-result", f"{what}; nothing there was replaced")
+    partial: Path | None = None
     try:
-        partial.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Not named by the process: its number repeats from container to container, and a leftover may have it.
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        as_any_new(partial, 0o777)
         _write_files(result, partial, options)
         if folder.exists():
             shutil.rmtree(folder)
@@ -170,31 +179,42 @@ def write_results(result: PatientResult, folder: str | Path, options: OutputOpti
     except OSError as error:
         raise InputError("output-failed", f"{folder}: {error.strerror or error}; nothing was written") from error
     finally:
-        with suppress(OSError):
+        if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether nothing is lost with a folder but a result: it is empty, or a result's and has no folders in it."""
+    """Whether nothing is lost with a folder but a result: it is empty, or holds a result and nothing foreign."""
     if not folder.is_dir():
         return False
-    inside = list(folder.iterdir())
-    return not inside or ((folder / RESULT_FILE).is_file() and not any(path.is_dir() for path in inside))
+    return not any(folder.iterdir()) or ((folder / RESULT_FILE).is_file() and not foreign(folder))
+
+
+def foreign(folder: Path) -> list[str]:
+    """Names in a result's folder that volseg did not write: somebody's letters, a radiologist's notes, other results.
+
+    What its result.json lists counts as written, so that a result of another version can be replaced too.
+    """
+    try:
+        listed = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["files"]
+        ours = {str(name) for name in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = set()
+    ours |= {*FILES, PROBABILITY_FILE, *LITTER}
+    return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 
 
 def _write_files(result: PatientResult, folder: Path, options: OutputOptions) -> None:
     affine = result.image.affine
     start = time.perf_counter()
     write_nifti(folder / "lesions.nii.gz", result.instances, affine, dtype=np.uint16)
-    files = ["lesions.nii.gz"]
     if options.probability:
-        write_nifti(folder / "probability.nii.gz", result.probability, affine, dtype=np.float32)
-        files.append("probability.nii.gz")
+        write_nifti(folder / PROBABILITY_FILE, result.probability, affine, dtype=np.float32)
     write_lesions_csv(result, folder / "lesions.csv")
     write_preview(result, folder / "preview.png")
     write_report(result, folder / "report.html")
-    files += ["lesions.csv", "preview.png", "report.html", RESULT_FILE]
+    files = [*FILES, PROBABILITY_FILE] if options.probability else FILES
     seconds = {"writing": round(time.perf_counter() - start, 3)}
     write_result_json(result, folder / RESULT_FILE, files=files, seconds=seconds)
 
@@ -245,7 +265,7 @@ def _doubts(volume: Volume, thick_mm: float) -> list[str]:
     return []
 
 
-def _provenance(bundle: LoadedBundle) -> Provenance:
+def _provenance(bundle: LoadedBundle, study: Study) -> Provenance:
     return Provenance(
         bundle=bundle.files.name,
         bundle_version=bundle.files.version,
@@ -257,6 +277,7 @@ def _provenance(bundle: LoadedBundle) -> Provenance:
         precision=getattr(bundle.inferer, "precision", "float32"),
         settings=bundle.settings,
         other_weights=other_weights(bundle),
+        study_fingerprint=study.fingerprint,
     )
 
 

@@ -20,7 +20,7 @@ PAGE = "side_by_side.html"
 def write_side_by_side(folder: Path, bundles: Sequence[str]) -> Path:
     """Write `folder`/side_by_side.html from the finished results in `folder`/<bundle>/, one for each of `bundles`.
 
-    Raises InputError if a result is missing, broken or lies on another grid.
+    Raises InputError if a result is missing, broken or lies on another grid, or the disk refuses.
     """
     columns, masks = [], []
     for name in bundles:
@@ -34,7 +34,19 @@ def write_side_by_side(folder: Path, bundles: Sequence[str]) -> Path:
         masks.append(read_nifti(place / "lesions.nii.gz", channel="mask")[0].voxels.astype(np.int64))
     if len({m.shape for m in masks}) > 1:
         raise InputError("results-differ", f"{folder}: the results lie on different grids; run all bundles again")
-    return write_side_by_side_page(folder / PAGE, folder.name, columns, same_places(masks))
+    rows = same_places(masks)
+    try:
+        return write_side_by_side_page(folder / PAGE, folder.name, columns, rows)
+    except OSError as error:
+        raise InputError("output-failed", f"{folder / PAGE}: {error.strerror or error}; it was not written") from error
+
+
+def page_is_due(folder: Path, bundles: Sequence[str]) -> bool:
+    """Whether the page is missing or older than one of the finished results that it shows."""
+    page, results = folder / PAGE, [folder / name / "result.json" for name in bundles]
+    if not all(result.is_file() for result in results):
+        return False
+    return not page.is_file() or page.stat().st_mtime_ns < max(result.stat().st_mtime_ns for result in results)
 
 
 def same_places(masks: Sequence[NDArray[np.int64]]) -> list[Row]:

@@ -33,6 +33,7 @@ class Study:
 
     `notes` says in words what the reader decided: which series was used and why the others were left, what was odd.
     `asked` is what the reader was told to use, if anything: {"series": UID}, or of MRI {channel: UID or path}.
+    `fingerprint` is that of the files it was read from, as `volseg.io.fingerprint` takes it; "" where nobody did.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Study:
     source: str = ""
     notes: tuple[str, ...] = ()
     asked: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Provenance:
     settings: Mapping[str, Any] = field(default_factory=dict)
     # Other bundles that had a say (--ensemble), by name with the sha256 of their weights.
     other_weights: Mapping[str, str] = field(default_factory=dict)
+    study_fingerprint: str = ""
 
 
 @dataclass(frozen=True, eq=False)

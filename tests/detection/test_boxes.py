@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from volseg.detection.boxes import ROI_CODE, check_boxes, clip_boxes, decode, encode, large_enough
+from volseg.detection.boxes import ROI_CODE, check_boxes, clip_boxes, decode, encode, finite_rows, large_enough
 from volseg.errors import InputError
 from volseg.geometry import box_to_ras_mm
 
@@ -69,3 +69,11 @@ def test_an_oblique_box_holds_all_eight_corners():
     assert box[3] - box[0] == pytest.approx(2 * np.sqrt(2))
     assert box[4] - box[1] == pytest.approx(2 * np.sqrt(2))
     assert box[5] - box[2] == pytest.approx(1)
+
+
+def test_a_row_is_finite_if_neither_its_scores_nor_its_codes_hold_nan_or_inf():
+    scores, codes = torch.zeros(5, 1), torch.zeros(5, 6)
+    scores[1] = float("nan")
+    codes[2, 5], codes[3, 0] = float("inf"), float("nan")
+    assert finite_rows(scores, codes).tolist() == [True, False, False, False, True]
+    assert finite_rows(scores[:0], codes[:0]).shape == (0,)

@@ -153,6 +153,17 @@ def test_evaluation_twice_is_the_same_and_does_not_depend_on_the_batch():
         assert len(a["box"]) == len(c["box"]) and torch.allclose(a["box"], c["box"], atol=1e-3)
 
 
+def test_a_voxel_of_nan_costs_its_own_image_only(caplog):
+    detector = tiny().eval()
+    images = torch.randn(2, 1, 32, 32, 32)
+    sound = detector(images)
+    images[1, 0, 3, 3, 3] = float("nan")
+    found = detector(images)
+    assert len(sound[0]["box"]) > 0
+    assert all(torch.equal(found[0][key], sound[0][key]) for key in sound[0])
+    assert found[1]["box"].shape == (0, 6) and "propose nothing" in caplog.text
+
+
 def test_images_of_odd_sizes_are_taken():
     detector = tiny()
     labels = torch.zeros(1, 35, 29, 33, dtype=torch.int32)

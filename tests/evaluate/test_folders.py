@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from volseg.cli import main
 from volseg.errors import InputError
 from volseg.evaluate.answers import origin_predictions
 from volseg.evaluate.compare import EvaluateOptions, compare_pairs
+from volseg.evaluate.folders import told_apart
 from volseg.evaluate.pairs import pair_folders, read_patients_strictly
 from volseg.evaluate.write import write_case_tables, write_report
 from volseg.evaluation.page import Section
@@ -152,6 +154,134 @@ def test_origin_answers_come_from_the_results_and_silence_stays_silence(cohort):
     assert patient.scores[at["p2"]] == pytest.approx(0.34) and np.isnan(patient.scores[at["p1"]])
     assert np.isnan(lesion.scores[list(lesion.patients).index("p1")])  # missed: no answer
     assert patient.labels[at["p7"]] == 1 and patient.sites[at["p7"]] == "A"
+
+
+def change_result(cohort, name, change):
+    path = cohort / f"pred/{name}/result.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_who_has_no_prediction_or_no_answer_stays_among_those_who_were_asked(cohort):
+    """p7 (lung, one lesion) has no prediction, p2's result says nothing of the origin: both are without an answer."""
+    shutil.rmtree(cohort / "pred/p7")
+    change_result(cohort, "p2", lambda document: document.pop("origin"))
+    answers, threshold = origin_predictions(
+        *pairs_and_cases(cohort, EvaluateOptions(resamples=50, missing_is_empty=True)), iou=0.1
+    )
+    patient, lesion = answers["patient"], answers["lesion"]
+    assert threshold == 0.5 and len(patient.labels) == 12 and len(lesion.labels) == 8
+    for rows in (patient, lesion):
+        silent = set(rows.patients[np.isnan(rows.scores)])
+        assert {"p2", "p7"} <= silent and not {"p4", "p5"} & silent
+    assert patient.labels[list(patient.patients).index("p7")] == 1
+
+
+def test_where_no_result_answers_the_origin_nobody_was_asked(cohort):
+    for n in range(12):
+        change_result(cohort, f"p{n}", lambda document: document.pop("origin"))
+    assert origin_predictions(*pairs_and_cases(cohort), iou=0.1) == ({}, None)
+
+
+def test_patients_of_unknown_origin_are_in_no_figure_on_origin(cohort):
+    path = cohort / "patients.csv"
+    path.write_text(path.read_text().replace("p4,B,other", "p4,B,unknown").replace("p2,B,other", "p2,B,CUP"))
+    patients = origin_predictions(*pairs_and_cases(cohort), iou=0.1)[0]["patient"].patients
+    assert len(patients) == 10 and not {"p2", "p4"} & set(patients)
+
+
+def test_the_page_lists_what_was_taken_for_not_lung(cohort):
+    path = cohort / "patients.csv"
+    path.write_text(path.read_text().replace("p4,B,other", "p4,B,Breast").replace("p8,A,other", "p8,A,none"))
+    assert evaluate(cohort, "--patients", str(path)) == 0
+    page = (cohort.parent / "out/evaluation.html").read_text()
+    assert page.count("Taken for &#34;not lung&#34;: breast, other.") == 2  # patient level, lesion level
+
+
+def set_lesion(**entries):
+    return lambda document: document["lesions"][0].update(entries)
+
+
+def set_origin(**entries):
+    return lambda document: document["origin"].update(entries)
+
+
+@pytest.mark.parametrize("score", ["0,8", "high", float("nan"), float("inf"), [0.8], True])
+def test_a_score_that_is_no_number_is_named_with_its_case(cohort, score):
+    change_result(cohort, "p2", set_lesion(score=score))
+    with pytest.raises(InputError, match=r"p2/result\.json: score of lesion 1 is ") as refusal:
+        pairs_and_cases(cohort)
+    assert f"{json.dumps(score)}, no number" in str(refusal.value)
+
+
+@pytest.mark.parametrize("number", [1.5, float("inf"), float("nan"), "one", None])
+def test_a_lesion_number_that_is_none_is_named_with_its_case(cohort, number):
+    change_result(cohort, "p2", set_lesion(id=number))
+    with pytest.raises(InputError, match=r"p2: p2/result\.json: "):
+        pairs_and_cases(cohort)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_origin(p_lung="0,8"), 'p_lung of the origin is "0,8", no number'),
+        (set_origin(p_lung=1.2), "p_lung of the origin is 1.2, outside 0 to 1"),
+        (set_origin(threshold="0,5"), 'threshold of the origin is "0,5", no number'),
+        (set_origin(threshold=float("nan")), "threshold of the origin is NaN, no number"),
+        (set_lesion(p_lung=-0.1), "p_lung of lesion 1 is -0.1, outside 0 to 1"),
+        (set_lesion(p_lung=float("nan")), "p_lung of lesion 1 is NaN, no number"),
+        (lambda document: document.update(origin=None), "origin is null where an object belongs"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_named_with_its_case(cohort, change, words):
+    change_result(cohort, "p2", change)
+    with pytest.raises(InputError) as refusal:
+        origin_predictions(*pairs_and_cases(cohort), iou=0.1)
+    assert refusal.value.code == "result-unreadable" and refusal.value.message.startswith(f"p2/result.json: {words}")
+
+
+@pytest.mark.parametrize("entry", ["settings", "other_weights", None])
+def test_a_provenance_of_null_gets_one_line(cohort, entry, capsys):
+    change_result(
+        cohort, "p2", lambda document: document["provenance"].update({entry: None}) if entry else document.update(
+            provenance=None)
+    )  # fmt: skip
+    assert evaluate(cohort) == 1
+    error = capsys.readouterr().err.strip()
+    told = f"volseg: result-unreadable: p2/result.json: {entry or 'provenance'} is null where an object belongs"
+    assert error.startswith(told) and len(error.splitlines()) == 1
+
+
+def test_a_lesion_numbered_in_text_keeps_its_answer(cohort):
+    change_result(cohort, "p2", set_lesion(id="1"))
+    lesion = origin_predictions(*pairs_and_cases(cohort), iou=0.1)[0]["lesion"]
+    assert lesion.scores[list(lesion.patients).index("p2")] == pytest.approx(0.34)
+
+
+def test_two_folders_of_one_name_are_told_apart_by_what_lies_above_them(tmp_path, monkeypatch):
+    for folder in ("a/pred", "b/pred", "a-1", "a_1"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert told_apart(tmp_path / "a/pred", tmp_path / "b") == ("pred", "b")
+    assert told_apart(tmp_path / "a/pred", tmp_path / "b/pred") == ("a/pred", "b/pred")
+    assert told_apart(tmp_path / "a/pred", tmp_path / "a/pred") == ("pred", "pred")
+    assert told_apart(tmp_path / "a-1", tmp_path / "a_1") == ("a-1", "a_1")
+    monkeypatch.chdir(tmp_path / "a/pred")
+    assert told_apart(Path(), Path("../../b/pred")) == ("a/pred", "b/pred")
+
+
+def test_the_paired_table_names_both_folders_and_so_does_its_file(cohort):
+    shutil.copytree(cohort / "pred", cohort.parent / "second/pred")
+    assert evaluate(cohort, "--against", str(cohort.parent / "second/pred")) == 0
+    table = (cohort.parent / "out/tables/cohort_pred_minus_second_pred.csv").read_text()
+    assert "patients right only with cohort/pred" in table and "only with second/pred" in table
+
+
+def test_the_help_says_which_figures_have_no_interval(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "interval over patients, but for average precision, Brier score and expected calibration error" in told
 
 
 def test_results_with_different_thresholds_are_not_one_model(cohort):

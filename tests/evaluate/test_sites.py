@@ -87,6 +87,83 @@ def test_a_second_test_with_another_rule_is_refused(cohort, tmp_path):
         write_frozen(tmp_path, frozen | {"sha256": "0" * 64})
 
 
+def test_the_refusal_names_the_site_that_was_tested_and_not_the_new_one(cohort, tmp_path):
+    frozen = freeze_rule(fitted(cohort, "B"), OPTIONS)
+    write_tested(tmp_path, frozen)
+    other = frozen | {"sha256": "0" * 64, "test_site": "C"}
+    with pytest.raises(UsageError, match=r"site A was already tested .* for site C; .*another site wants another -o"):
+        write_frozen(tmp_path, other)
+    noted = json.loads((tmp_path / "tested.json").read_text())
+    assert noted.pop("test_site") == "A"
+    (tmp_path / "tested.json").write_text(json.dumps(noted))  # as an older volseg wrote it
+    with pytest.raises(UsageError, match=": a site was already tested with"):
+        write_frozen(tmp_path, other)
+
+
+CLAIMS = ("The software read images only", "written before the test site was predicted")
+
+
+def claims(out) -> list[bool]:
+    page = (out / "validation.html").read_text()
+    assert ("written before the test site&#39;s figures were computed" in page) is (CLAIMS[1] not in page)
+    (row,) = [row for row in csv.reader((out / "tables/stard_ai.csv").open()) if row[0] == "17a"]
+    assert (row[2] == "TODO") is (CLAIMS[0] not in page)
+    return [words in page for words in CLAIMS]
+
+
+def test_what_the_software_saw_is_said_only_where_it_predicted_in_this_run(cohort, tmp_path):
+    def copy(case, folder):
+        shutil.copytree(cohort / "pred" / case.name, folder)
+
+    validate_sites(cohort, tmp_path / "own", OPTIONS, predict=copy, progress=False)
+    assert claims(tmp_path / "own") == [True, True]
+    # The same once more: nothing is left to predict.
+    validate_sites(cohort, tmp_path / "own", OPTIONS, predict=copy, progress=False)
+    assert claims(tmp_path / "own") == [False, False]
+    validate_sites(cohort, tmp_path / "given", OPTIONS, predictions=cohort / "pred", progress=False)
+    assert claims(tmp_path / "given") == [False, False]
+
+
+def test_one_result_that_was_there_before_is_enough_to_leave_it_to_people(cohort, tmp_path):
+    def copy(case, folder):
+        shutil.copytree(cohort / "pred" / case.name, folder)
+
+    for name, expected in (("p0", [False, True]), ("p9", [False, False])):
+        shutil.copytree(cohort / "pred" / name, tmp_path / name / "predictions" / name)
+        validate_sites(cohort, tmp_path / name, OPTIONS, predict=copy, progress=False)
+        assert claims(tmp_path / name) == expected
+
+
+def test_the_page_says_at_which_site_predictions_are_missing(cohort, capsys):
+    for name in ("p7", "p8", "p2"):
+        shutil.rmtree(cohort / "pred" / name)
+    sites = ["--train-site", "B", "--test-site", "A", "--pred", str(cohort / "pred")]
+    assert validate(cohort, *sites, "--missing-is-empty") == 0
+    notes = json.loads((cohort.parent / "out/validation.json").read_text())["notes"]
+    nothing = "had no prediction and count as volumes in which nothing was found."
+    assert [note for note in notes if nothing in note] == [
+        f"1 volumes of site B {nothing}", f"2 volumes of site A {nothing}",
+    ]  # fmt: skip
+    page = (cohort.parent / "out/validation.html").read_text()
+    assert f"2 volumes of site A {nothing}" in page and "Taken for &#34;not lung&#34;: other." in page
+
+
+def test_masks_without_scores_are_calls_and_have_no_calibration(cohort, tmp_path):
+    for n in range(12):
+        (cohort / f"pred/p{n}/result.json").unlink()
+    validate_sites(cohort, tmp_path / "out", OPTIONS, predictions=cohort / "pred", progress=False)
+    answer = json.loads((tmp_path / "out/validation.json").read_text())["answers"]["any lesion, patient level"]
+    assert answer["test"]["calibration"] is None and answer["training"]["calibration"] is None
+    assert not list((tmp_path / "out/figures").glob("*calibration*"))
+
+
+def test_a_provenance_of_null_is_refused_with_its_case(cohort):
+    path = cohort / "pred/p2/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"provenance": None}))
+    with pytest.raises(InputError, match=r"result-unreadable: p2/result\.json: provenance is null"):
+        freeze_rule(fitted(cohort, "B"), OPTIONS)
+
+
 def test_missing_results_are_predicted_training_site_first(cohort, tmp_path):
     asked = []
 

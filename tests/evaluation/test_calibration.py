@@ -146,6 +146,18 @@ def test_separated_or_single_classes_have_no_slope_but_a_brier_score(y, p):
     assert math.isnan(ours.slope.value) and math.isnan(ours.slope.low) and ours.brier < 0.5
 
 
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_a_row_that_is_certain_has_no_log_odds_and_leaves_only_brier_and_ece(rng, certain):
+    y, p = drawn(rng)
+    assert calibration(y, p).n_certain == 0 and math.isfinite(calibration(y, p).slope.value)
+    p[:2] = certain
+    ours = calibration(y, p)
+    assert ours.n_certain == 2 and ours.slope.n == 400
+    for one in (ours.slope, ours.intercept, ours.in_the_large):
+        assert math.isnan(one.value) and math.isnan(one.low)
+    assert ours.brier == pytest.approx(float(np.mean((p - y) ** 2))) and 0 < ours.ece < 1
+
+
 def test_net_benefit_by_hand():
     # At .5 two true and one false positive of five rows: 2/5 - 1/5. At .2 all are called: 2/5 - 3/5 * .25.
     curve = decision_curve([1, 1, 0, 0, 0], [0.9, 0.6, 0.7, 0.3, 0.2], [0.2, 0.5])

@@ -17,7 +17,7 @@ def patients(rng) -> Predictions:
     """60 patients of site B, 40 of site A, where every score is .1 lower: the frozen threshold is wrong there."""
     labels = np.arange(100) % 2
     sites = np.array(["B"] * 60 + ["A"] * 40)
-    scores = np.clip(0.35 + 0.3 * labels + rng.normal(0, 0.15, 100) - 0.1 * (sites == "A"), 0, 1)
+    scores = np.clip(0.35 + 0.3 * labels + rng.normal(0, 0.15, 100) - 0.1 * (sites == "A"), 0.01, 0.99)
     scanners = np.array(["one", "two"])[np.arange(100) // 2 % 2]
     return Predictions(np.array([f"p{n}" for n in range(100)]), labels, scores, sites, groups={"scanner": scanners})
 
@@ -86,7 +86,7 @@ def test_patients_without_an_answer_stay_in_the_table(patients, rng):
 def test_lesions_get_intervals_over_patients(rng):
     who = np.repeat([f"p{n}" for n in range(20)], 10)
     labels = np.repeat(np.arange(20) % 2, 10)
-    scores = np.repeat(np.clip(rng.normal(0.4, 0.2, 20), 0, 1), 10) + 0.1 * labels
+    scores = np.repeat(np.clip(rng.normal(0.4, 0.2, 20), 0.01, 0.89), 10) + 0.1 * labels
     lesions = Predictions(who, labels, scores, np.full(200, "A"), level="lesion")
     independent = replace(lesions, patients=np.array([f"q{n}" for n in range(200)]), level="patient")
     ours, naive = (performance(p, 0.5, rng=rng, resamples=200) for p in (lesions, independent))
@@ -106,6 +106,15 @@ def test_lesions_get_intervals_over_patients(rng):
 
 def test_logits_have_no_calibration_but_everything_else(patients, rng):
     result = performance(replace(patients, scores=patients.scores * 10 - 5), 0.0, rng=rng)
+    assert result.calibration is None and 0.5 < result.metrics["auc"].value < 1
+
+
+def test_scores_that_are_called_no_probabilities_have_no_calibration_whatever_their_range(patients, rng):
+    ranks = replace(patients, probabilities=False)
+    assert performance(patients, 0.5, rng=rng).calibration is not None
+    some = ranks.at_site("A").joined(patients.at_site("B"))
+    assert not some.probabilities and patients.at_site("A").probabilities
+    result = performance(some, 0.5, rng=rng)
     assert result.calibration is None and 0.5 < result.metrics["auc"].value < 1
 
 

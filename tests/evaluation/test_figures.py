@@ -70,7 +70,8 @@ def test_calibration_bins_and_net_benefit_are_drawn_only_for_probabilities(rng):
     assert len(figure.axes[1].lines) == 3  # model, treat all, treat none
     rows = predictions(rng)
     logits = Predictions(rows.patients, rows.labels, rows.scores * 9 - 4, rows.sites)
-    assert "no probabilities" in calibration_figure({"A": logits}).axes[0].get_legend().get_texts()[0].get_text()
+    for none in (logits, replace(rows, probabilities=False)):
+        assert "no probabilities" in calibration_figure({"A": none}).axes[0].get_legend().get_texts()[0].get_text()
 
 
 def test_bars_of_the_calibration_claim_no_independent_lesions(rng):

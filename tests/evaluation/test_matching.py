@@ -66,6 +66,51 @@ def test_equal_scores_do_not_depend_on_the_order_of_listing():
     assert match_by_score(ious[:, ::-1], [0.5, 0.5, 0.5], 0.1).tolist() == [-1, 0, -1]
 
 
+def test_equal_scores_are_served_together_and_find_as_much_as_can_be_found():
+    # The first could take either lesion, the second only the lower one: 0.3 + 0.5 is more than 0.5.
+    ious = np.array([[0.5, 0.5], [0.3, 0.0]])
+    assert match_by_score(ious, [0.9, 0.9], 0.1).tolist() == [1, 0]
+    assert match_by_score(ious[:, ::-1], [0.9, 0.9], 0.1).tolist() == [0, 1]
+    assert match_by_score(ious, [0.9, 0.8], 0.1).tolist() == [0, -1]  # COCO's rule between different scores
+    # What a higher score took is not free any more.
+    assert match_by_score(np.array([[0.2, 0.5, 0.5], [0.0, 0.3, 0.0]]), [0.95, 0.9, 0.9], 0.1).tolist() == [0, 1, -1]
+
+
+def test_the_order_of_the_list_does_not_decide_how_many_of_one_score_hit(rng):
+    # Few different IoUs: ties of every sort, such as one pair of .5 against two of .25.
+    for _ in range(100):
+        ious = rng.integers(0, 4, (4, 6)) / 4
+        hits = [np.count_nonzero(match_by_score(ious[:, rng.permutation(6)], np.ones(6), 0.1) >= 0) for _ in range(5)]
+        assert len(set(hits)) == 1
+
+
+def test_the_order_of_the_list_decides_nothing_where_only_scores_are_equal(rng):
+    for _ in range(50):
+        ious, scores = rng.random((4, 6)) * (rng.random((4, 6)) < 0.6), rng.integers(0, 3, 6) / 2
+        order = rng.permutation(6)
+        shuffled = match_by_score(ious[:, order], scores[order], 0.1)
+        assert shuffled.tolist() == match_by_score(ious, scores, 0.1)[order].tolist()
+
+
+def test_of_equal_sums_the_one_of_more_pairs_is_taken():
+    ious = np.array([[0.5, 0.25], [0.25, 0.0]])
+    for turned in (ious, ious[:, ::-1], ious[::-1], ious[::-1, ::-1]):
+        assert len(match_optimally(turned, 0.1)) == 2
+
+
+def test_one_score_for_all_is_the_optimal_assignment_and_different_ones_are_cocos(rng):
+    for _ in range(50):
+        ious = rng.random((5, 8)) * (rng.random((5, 8)) < 0.5)
+        matched = match_by_score(ious, np.ones(8), 0.1)
+        assert sorted((int(t), p) for p, t in enumerate(matched) if t >= 0) == sorted(match_optimally(ious, 0.1))
+        scores, free, plain = rng.permutation(8) / 8, ious.copy(), np.full(8, -1)
+        for p in np.argsort(-scores):
+            t = int(np.argmax(free[:, p]))
+            if free[t, p] >= 0.1:
+                plain[p], free[t] = t, 0
+        assert match_by_score(ious, scores, 0.1).tolist() == plain.tolist()
+
+
 def test_at_iou_0_any_overlap_counts_and_none_does_not():
     assert match_optimally(np.array([[0.001, 0.0]]), 0.0) == [(0, 0)]
     assert match_by_score(np.array([[0.0, 0.001]]), [0.9, 0.1], 0.0).tolist() == [-1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_performance_and_subgroups_become_tables(rng):
     groups = subgroup_table(subgroups(rows, 0.5, rng=rng))
     assert [row[:3] for row in groups.rows] == [("sex", "f", "20 (0)"), ("sex", "m", "20 (20)")]
     assert groups.rows[0][3] == "n/a"  # one class: no AUC
+
+
+def test_the_table_says_how_many_rows_are_certain_and_that_there_is_no_slope(rng):
+    labels = np.arange(40) % 2
+    scores = np.clip(0.4 + 0.2 * labels + rng.normal(0, 0.1, 40), 0.01, 0.99)
+    unsure = Predictions(np.array([f"p{i}" for i in range(40)]), labels, scores, np.full(40, "A"))
+    sure = replace(unsure, scores=np.where(np.arange(40) < 3, 0.0, scores))
+    columns = {"B": unsure, "A": sure, "masks": replace(sure, probabilities=False)}
+    table = performance_table({name: performance(rows, 0.5, rng=rng) for name, rows in columns.items()}, "Any lesion")
+    assert rows_of(table, "rows of exactly 0 or 1") == ["0", "3", "n/a"]
+    slope, brier = rows_of(table, "calibration slope"), rows_of(table, "Brier score")
+    assert slope[0] != "n/a" and slope[1:] == ["n/a", "n/a"] and "n/a" not in brier[:2] and brier[2] == "n/a"
+    assert "no log odds" in table.note and "; ." not in table.note
+    alone = performance_table({"A": performance(sure, 0.5, rng=rng)}, "Any lesion")
+    assert "Wald" not in alone.note and "; ." not in alone.note
 
 
 def test_table_1_counts_what_is_missing():

@@ -168,6 +168,10 @@ def test_instances_are_allowed_where_the_datalist_numbers_them(folder):
         ("patient,site\np,B\np,A\n,B\nq,\n", ["patient-twice", "patient-unnamed", "site-missing"]),
         ("patient,site,age, Site \np,B,60,A\n", ["column-twice"]),
         ("patient,site,age\np\n", ["site-missing"]),
+        ("patient,site,age,scanner\nP00,A,50,5,GE\n", ["row-too-long"]),
+        ('patient,site,age\n,A,50,5\np,A,"50,5"\n', ["row-too-long"]),
+        ("patient,site,age\np,A,60,,\n,,\n , \n", []),
+        ("patient,site,origin\np,A,pulmonary\nq,A,NSCLC\nr,A,Bronchus\ns,A,not lung\n", ["origin-wrong"] * 4),
     ],
 )
 def test_every_line_of_a_patients_file_is_judged(tmp_path, text, expected):
@@ -175,9 +179,39 @@ def test_every_line_of_a_patients_file_is_judged(tmp_path, text, expected):
     assert [p.code for p in read_patients(tmp_path / "patients.csv")[1]] == expected
 
 
+def test_a_line_with_cells_too_many_is_named_with_its_last(tmp_path):
+    """An unquoted decimal comma moves what is behind it: 5 would be the scanner, and GE nothing."""
+    (tmp_path / "patients.csv").write_text("patient,site,age,scanner\nP00,A,50,5,GE,\n")
+    (problem,) = read_patients(tmp_path / "patients.csv")[1]
+    assert str(problem).startswith("patients.csv line 2: 5 cells under 4 columns, the last GE; ")
+
+
+def test_lines_without_any_cell_are_none_and_a_line_without_a_patient_says_so(tmp_path):
+    (tmp_path / "patients.csv").write_text("site,patient\n,\nA,\n;\n")
+    problems = read_patients(tmp_path / "patients.csv")[1]
+    assert str(problems[0]) == "patients.csv line 3: no patient"
+
+
+@pytest.mark.parametrize(
+    ("written", "origin"),
+    [("Lung", "lung"), ("Breast", "breast")]
+    + [(word, "") for word in ("", "Unknown", "CUP", "not recorded", "None", "N/A")],
+)
+def test_an_origin_is_lung_or_another_organ_or_not_known(tmp_path, written, origin):
+    (tmp_path / "patients.csv").write_text(f"patient,site,origin\np,A,{written}\n")
+    known, problems = read_patients(tmp_path / "patients.csv")
+    assert problems == [] and known["p"].origin == origin
+
+
+def test_a_lung_in_other_words_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "patients.csv").write_text("patient,site,origin\np,A,Lung cancer\n")
+    (problem,) = read_patients(tmp_path / "patients.csv")[1]
+    assert "patient p: origin Lung cancer; write lung, or the other organ's name" in str(problem)
+
+
 @pytest.mark.parametrize("header", ["patient,site,note,note,origin,age", "patient,site,,,origin,age"])
 def test_columns_without_a_meaning_shift_nothing(tmp_path, header):
-    (tmp_path / "patients.csv").write_text(f"{header}\np1,A,x,y,lung,63,too many\n\np2,B,,,breast\n")
+    (tmp_path / "patients.csv").write_text(f"{header}\np1,A,x,y,lung,63,\n\np2,B,,,breast\n")
     known, problems = read_patients(tmp_path / "patients.csv")
     assert problems == []
     assert [(p.site, p.origin, p.age) for p in known.values()] == [("A", "lung", 63), ("B", "breast", None)]

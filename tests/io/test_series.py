@@ -256,6 +256,25 @@ def test_a_localizer_is_left_aside(series) -> None:
     assert any("a localizer" in note for note in study.notes)
 
 
+def test_a_spectral_map_is_left_aside_unless_it_is_asked_for(series) -> None:
+    """mg/ml of iodine in the CT class, thinner and longer than the scan: read as HU, every vessel would be air."""
+    series(RescaleType="HU")
+    path = series(ks=range(9), prefix="iodine", SeriesInstanceUID="1.2.3.4", RescaleType="MGML",
+                  ImagePositionPatient=lambda k: [0, 0, 1.25 * k])  # fmt: skip
+    study = read_study(path)
+    np.testing.assert_array_equal(study.volumes["CT"].voxels, expected_hu())
+    assert any("a map in MGML, not in Hounsfield units" in note for note in study.notes)
+    forced = read_study(path, series_uid="1.2.3.4")
+    assert forced.volumes["CT"].voxels.shape == (COLUMNS, ROWS, 9)
+    assert any(note == "values are in MGML, not in Hounsfield units" for note in forced.notes)
+    assert code_of(series(folder="alone", RescaleType="Z_EFF")) == "dicom-no-image"
+
+
+@pytest.mark.parametrize("kind", ["HU", "US", "", "hu"])
+def test_hounsfield_units_and_unspecified_ones_are_a_scan(series, kind) -> None:
+    np.testing.assert_array_equal(ct_of(series(RescaleType=kind)).voxels, expected_hu())
+
+
 def test_the_thinner_series_is_used_and_the_other_named(series) -> None:
     series()
     path = series(ks=range(8), prefix="thin", SeriesInstanceUID="1.2.3.4",
@@ -275,6 +294,19 @@ def test_a_thin_series_of_a_small_part_does_not_win(series) -> None:
 def test_two_patients_are_refused(series) -> None:
     series()
     path = series(prefix="b", PatientID="P2", SeriesInstanceUID="1.2.3.4", StudyInstanceUID="1.2.3")
+    assert code_of(path) == "dicom-several-patients"
+
+
+def test_an_issuer_that_only_some_images_name_makes_no_second_patient(series) -> None:
+    series(ks=range(2), IssuerOfPatientID="Hospital A")
+    path = series(ks=range(2, 4), prefix="t")
+    np.testing.assert_array_equal(ct_of(path).voxels, expected_hu())
+
+
+def test_one_number_of_two_issuers_is_two_patients(series) -> None:
+    series(IssuerOfPatientID="Hospital A")
+    series(ks=range(2), prefix="t", SeriesInstanceUID="1.2.3.5")
+    path = series(prefix="b", IssuerOfPatientID="Hospital B", SeriesInstanceUID="1.2.3.4")
     assert code_of(path) == "dicom-several-patients"
 
 

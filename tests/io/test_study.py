@@ -95,6 +95,99 @@ def test_links_out_of_the_folder_are_not_followed(series, tmp_path) -> None:
     assert any("1 links lead out" in note for note in study.notes)
 
 
+def test_linked_folders_are_named_and_never_followed(series, tmp_path) -> None:
+    """Out of the folder: half a study may lie there. Inside: its files are read where they lie, once."""
+    series(folder="elsewhere", ks=[4], prefix="x")
+    folder = series(folder="study/a").parent
+    (folder / "rest").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder / "a")
+    (folder / "a" / "up").symlink_to(folder)
+    study = read_study(folder)
+    assert study.volumes["CT"].voxels.shape == (5, 6, 4)
+    assert any(note.startswith("1 links lead out of the folder") for note in study.notes)
+    assert any(note.startswith("2 links to folders inside were not followed") for note in study.notes)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_because_half_a_body_would_be_searched(series, monkeypatch) -> None:
+    folder = series(folder="study/legs").parent
+    series(folder="study/chest", SeriesInstanceUID="1.2.3.4", ks=range(9))
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("chest"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert code_of(folder) == "path-unreadable"
+
+
+def cut_at(path: Path, keyword: str) -> None:
+    """End a file just before an element."""
+    import pydicom
+
+    ds = pydicom.dcmread(path)
+    kept = pydicom.Dataset({e.tag: e for e in ds if e.tag < pydicom.tag.Tag(keyword)})
+    kept.file_meta = ds.file_meta
+    pydicom.dcmwrite(path, kept, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("keyword", ["SpecificCharacterSet", "SOPInstanceUID", "PatientID", "Rows", "Columns"])
+def test_an_image_cut_off_inside_its_header_is_refused_because_a_slice_would_be_lost(series, keyword) -> None:
+    folder = series()
+    cut_at(folder / "s003", keyword)
+    assert code_of(folder) == "dicom-file-damaged"
+
+
+def test_an_image_cut_off_without_preamble_is_refused(series, tmp_path) -> None:
+    folder = series()
+    bare = (folder / "s003").read_bytes()[132:]
+    start = bare.index(b"\x08\x00\x08\x00CS")  # ImageType, the first element of the data set
+    (folder / "s003").write_bytes(bare[start : bare.index(b"\x10\x00\x20\x00LO")])
+    assert code_of(folder) == "dicom-file-damaged"
+
+
+def test_objects_without_an_image_are_still_passed_over(series) -> None:
+    """A structure set, cut off or not, an index under another name, a binary file that begins as bare DICOM may."""
+    folder = series()
+    structures = series(ks=[9, 10], prefix="rt", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT",
+                        Rows=None, Columns=None, PixelData=None)  # fmt: skip
+    cut_at(structures / "rt001", "SOPClassUID")
+    index = series(ks=[11], prefix="index", SOPClassUID="1.2.840.10008.1.3.10", Rows=None, Columns=None, PixelData=None)
+    cut_at(index / "index000", "SOPClassUID")
+    (folder / "counts.bin").write_bytes(bytes([8, 0, 0, 0, 4, 0, 0, 0]) + bytes(200))
+    study = read_study(folder)
+    assert study.volumes["CT"].voxels.shape == (5, 6, 4)
+    assert any(note.startswith("4 DICOM objects hold no image") for note in study.notes)
+
+
+def test_the_index_of_a_disc_is_refused_with_the_way_out(series) -> None:
+    folder = series(SOPClassUID="1.2.840.10008.1.3.10", Rows=None, Columns=None, PixelData=None)
+    with pytest.raises(InputError, match="give the folder it lies in"):
+        read_study(folder / "s000")
+
+
+def test_a_refusal_of_a_zip_names_its_member(series, tmp_path) -> None:
+    folder = series()
+    (folder / "s002").write_bytes((folder / "s002").read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"dicom-[a-z-]+: case\.zip: study/series/2: ") as refusal:
+        read_study(zip_of(folder, tmp_path / "case.zip"))
+    assert refusal.value.code in ("dicom-pixels-damaged", "dicom-file-damaged")
+
+
+@pytest.mark.parametrize(
+    ("member", "told"),
+    [("a/IM 7.dcm", "case.zip: a/IM 7.dcm: named .dcm but"), ("note.txt", "case.zip: no DICOM image")],
+)
+def test_a_refusal_of_a_zip_says_nothing_of_where_it_was_unpacked(member, told, tmp_path) -> None:
+    with zipfile.ZipFile(tmp_path / "case.zip", "w") as archive:
+        archive.writestr(member, b"no DICOM at all, whatever its name says, and long enough")
+    with pytest.raises(InputError) as refusal:
+        read_study(tmp_path / "case.zip")
+    assert refusal.value.message.startswith(told)
+    assert "volseg-" not in refusal.value.message and "member0" not in refusal.value.message
+
+
 def test_a_dcm_file_that_is_no_dicom_is_refused_because_a_slice_would_be_lost(series) -> None:
     folder = series()
     (folder / "s999.dcm").touch()
@@ -137,6 +230,17 @@ def test_the_source_is_recorded_as_an_absolute_path(ct_nifti, monkeypatch) -> No
     path = ct_nifti("~scan.nii.gz")
     monkeypatch.chdir(path.parent)
     assert read_study("~scan.nii.gz").source == str(path.resolve())
+
+
+def test_a_path_that_is_no_text_is_recorded_as_text(ct_nifti, tmp_path) -> None:
+    """M\\xfcller is what an old disk's "Müller" looks like to a UTF-8 machine."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names only")
+    source = read_study(ct_nifti().rename(folder / "ct.nii.gz")).source
+    assert source == f"{tmp_path.resolve()}/M\\xfcller/ct.nii.gz" and source.encode()
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".nii.gz", "/".join(["y" * 200] * 30)])

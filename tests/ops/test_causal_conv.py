@@ -30,3 +30,18 @@ def test_bfloat16_input_is_summed_in_the_weights_type():
     x = torch.randn(1, 3, 20).bfloat16()
     y = causal_conv1d(x, torch.randn(3, 1, 4), torch.randn(3))
     assert y.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "says"),
+    [
+        ((2, 8, 10), (4, 1, 4), (4,), r"weight must have shape \(8, 1, taps\)"),
+        ((2, 1, 10), (4, 1, 4), (4,), r"weight must have shape \(1, 1, taps\)"),  # torch would broadcast x
+        ((2, 8, 10), (8, 2, 4), (8,), r"weight must have shape \(8, 1, taps\)"),
+        ((2, 8, 10), (8, 1, 4), (1,), r"bias must have shape \(8,\) beside x \(2, 8, 10\), got \(1,\)"),
+        ((8, 10), (8, 1, 4), (8,), r"x must be \(batch, channels, length\)"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(x, weight, bias, says):
+    with pytest.raises(ValueError, match=says):
+        causal_conv1d(torch.zeros(x), torch.zeros(weight), torch.zeros(bias))

@@ -142,6 +142,57 @@ def test_other_types_and_autocast_go_to_torch(monkeypatch):
     conv3d_3x3x3(x, weight)
 
 
+# What the compiled kernels would read beyond, at the sizes they take: 16 channels and 16^3 voxels on.
+WRONG = {
+    "the weight of another number of channels": {"weight": (16, 64, 3, 3, 3)},
+    "the weight of x alone": {"weight": (16, 16, 3, 3, 3)},
+    "another batch": {"also": (1, 16, 16, 16, 16)},
+    "another size": {"also": (2, 16, 16, 16, 15)},
+    "the same voxels in another order": {"also": (2, 16, 16, 8, 32)},
+    "one bias too few": {"bias": (15,)},
+    "one bias for all": {"bias": (1,)},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_shapes_that_do_not_fit_are_left_to_torch_which_refuses_them(wrong, training):
+    fitting = {"x": (2, 16, 16, 16, 16), "also": (2, 16, 16, 16, 16), "weight": (16, 32, 3, 3, 3), "bias": (16,)}
+    given = {name: torch.zeros(shape, requires_grad=training) for name, shape in (fitting | WRONG[wrong]).items()}
+    with pytest.raises(RuntimeError):
+        conv3d_3x3x3(**given)
+
+
+def test_a_kernel_of_another_size_is_torchs():
+    x, weight = torch.randn(1, 16, 16, 16, 16), torch.randn(16, 16, 5, 5, 5)
+    assert torch.equal(conv3d_3x3x3(x, weight), F.conv3d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("shapes", [[(0, 16, 16, 16, 16)], [(0, 16, 16, 16, 16), (0, 8, 16, 16, 16)]])
+def test_an_empty_batch_gives_an_empty_batch_and_gradients_of_zero(shapes):
+    x, *also = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    weight = torch.randn(20, sum(shape[1] for shape in shapes), 3, 3, 3, requires_grad=True)
+    y = conv3d_3x3x3(x, weight, also=also[0] if also else None)
+    assert y.shape == (0, 20, 16, 16, 16)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not weight.grad.any()
+
+
+def test_a_second_input_without_channels_changes_nothing():
+    x, weight = torch.randn(1, 16, 16, 16, 16), torch.randn(16, 16, 3, 3, 3, requires_grad=True)
+    seed = torch.randn(1, 16, 16, 16, 16)
+    (alone,) = torch.autograd.grad(conv3d_3x3x3(x, weight), weight, seed)
+    (beside,) = torch.autograd.grad(conv3d_3x3x3(x, weight, also=x[:, :0]), weight, seed)
+    assert (alone - beside).abs().max() < 1e-5 * alone.abs().max()
+
+
+def test_a_gradient_of_the_gradient_is_refused_for_it_would_be_wrong():
+    x, weight = (torch.randn(s, requires_grad=True) for s in ((1, 16, 16, 16, 16), (16, 16, 3, 3, 3)))
+    (dx,) = torch.autograd.grad(conv3d_3x3x3(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (dx.square().sum() + x.sum()).backward()
+
+
 @pytest.mark.parametrize("cb", [0, 3])
 @pytest.mark.parametrize("biased", [True, False])
 def test_pointwise_equals_torchs_in_values_and_gradients(cb, biased):
@@ -154,6 +205,22 @@ def test_pointwise_equals_torchs_in_values_and_gradients(cb, biased):
     seed = torch.randn_like(plain)
     for a, b in zip(torch.autograd.grad(ours, given, seed), torch.autograd.grad(plain, given, seed), strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weight": (6, 9, 1, 1, 1)},
+        {"weight": (6, 5, 3, 3, 3)},
+        {"also": (2, 3, 4, 3, 5)},
+        {"also": (1, 3, 3, 4, 5)},
+        {"bias": (1,)},
+    ],
+)
+def test_a_pointwise_convolution_of_other_shapes_is_refused_in_words(wrong):
+    fitting = {"x": (2, 2, 3, 4, 5), "also": (2, 3, 3, 4, 5), "weight": (6, 5, 1, 1, 1), "bias": (6,)}
+    with pytest.raises(ValueError, match=r"1x1x1 convolution takes x .* \(Cout,\), got x \(2, 2, 3, 4, 5\), also \("):
+        conv3d_1x1x1(**{name: torch.zeros(shape) for name, shape in (fitting | wrong).items()})
 
 
 @pytest.mark.parametrize("size", [(2, 2, 2), (2, 4, 4)])

@@ -90,3 +90,22 @@ def test_squares_of_bfloat16_are_summed_in_float32(road):
     # 100,000 ones would stop at 256 in bfloat16.
     h = torch.full((1, 100_000, 1), 10.0, dtype=torch.bfloat16)
     assert gelu_squares(h)[1].item() == pytest.approx(100_000 * 100, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_it_can_be_traced_and_the_trace_takes_other_values(road, training):
+    traced = torch.jit.trace(gelu_squares, maps(torch.float32).requires_grad_(training), check_trace=False)
+    other = maps(torch.float32, (3, 70, 12)) + 1
+    torch.testing.assert_close(traced(other), gelu_squares_reference(other))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 16), (2, 0, 16), (2, 5, 0)])
+@pytest.mark.parametrize("training", [True, False])
+def test_of_nothing_the_sums_are_zero(shape, training, road):
+    h = torch.randn(shape, requires_grad=training)
+    y, squares = gelu_squares(h)
+    assert y.shape == shape and squares.shape == (shape[0], shape[2]) and not squares.any()
+    if training:
+        (y.sum() + squares.sum()).backward()
+        assert h.grad.shape == shape

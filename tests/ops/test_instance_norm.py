@@ -90,3 +90,34 @@ def test_a_gradient_need_not_be_contiguous_nor_of_one_type():
     plain(exact, 0.01, residual).backward(seed.double())
     out.backward(seed)
     assert (half.grad - exact.grad).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 4, 7), (2, 1, 5, 4, 7), (2, 3, 1, 1, 1), (1, 1, 1, 1, 7)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_residual_of_another_shape_is_broadcast_as_torch_does(shape, training):
+    torch.manual_seed(0)
+    y, residual = torch.randn(2, 3, 5, 4, 7, requires_grad=training), torch.randn(shape, requires_grad=training)
+    out = instance_norm_act(y.clone(), 0.01, residual=residual)
+    assert (out - plain(y, 0.01, residual)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("dtype", "other"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_the_result_has_the_wider_type_in_training_and_inference(dtype, other, training, numba, monkeypatch):
+    if not numba:
+        monkeypatch.setattr(instance_norm, "installed", lambda _: False)
+    torch.manual_seed(0)
+    y, residual = torch.randn(1, 2, 4, 5, 6).to(dtype), torch.randn(1, 2, 4, 5, 6).to(other)
+    expected = plain(y, 0.01, residual)
+    out = instance_norm_act(y.requires_grad_(training), 0.01, residual=residual)
+    assert out.dtype == torch.float32
+    assert (out - expected).abs().max() < (1e-5 if numba or dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch_stays_one(training):
+    y, residual = (torch.randn(0, 16, 16, 16, 16, requires_grad=training) for _ in range(2))
+    for given in ({}, {"residual": residual}, {"residual": residual, "normalise_residual": True}):
+        out = instance_norm_act(y, 0.01, **given)
+        assert out.shape == y.shape and out.dtype == y.dtype

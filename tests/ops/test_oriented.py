@@ -228,6 +228,16 @@ def test_a_wrong_shape_is_refused_by_name():
         oriented_scan(*given, AHEAD)
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize(
+    ("weight", "bias", "name"),
+    [((4, 1, 4), (4,), "weight"), ((8, 1, 4), (4,), "bias"), ((16, 1, 4), (16,), "weight"), ((8, 4), (8,), "weight")],
+)
+def test_a_convolution_of_other_channels_is_refused_by_every_backend(weight, bias, name, backend):
+    with pytest.raises(ValueError, match=rf"^{name} must have shape \(8,.* beside x \(1, 8, 12\)"):
+        oriented_conv_silu(torch.zeros(1, 8, 12), torch.zeros(weight), torch.zeros(bias), AHEAD, backend=backend)
+
+
 def test_only_numba_on_the_cpu_steps_in_any_order():
     x = torch.zeros(1, 1, 4)
     assert steps_in_any_order(x) and steps_in_any_order(x, "numba")

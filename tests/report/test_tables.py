@@ -167,6 +167,12 @@ def test_what_fails_while_writing_leaves_no_file(tmp_path, monkeypatch):
     assert target.read_text() == "old"
 
 
+def test_a_name_that_is_no_text_does_not_lose_the_result(tmp_path):
+    """What Python makes of the bytes b"M\\xfcller" on a UTF-8 machine."""
+    path = write_whole(tmp_path / "report", "M\udcfcller")
+    assert path.read_text(encoding="utf-8") == "M\\udcfcller"
+
+
 def test_where_the_tumour_started_is_in_csv_and_json_where_it_was_asked(tmp_path):
     origin = PatientOrigin(0.73, 2, False, 0.41, "mean of lesion logits", 0.6)
     result = a_result(a_lesion(1, 900.0, p_lung=0.8), a_lesion(2, 100.0), origin=origin)

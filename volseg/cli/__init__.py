@@ -7,11 +7,14 @@ and MONAI are imported only by the commands that need them, so `volseg info` and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from volseg import __version__
 from volseg.cli import bmseg, bundles, demo, evaluate, info, predict, synth, synth_sites, train, validate
@@ -39,20 +42,28 @@ exit codes: 0 fine, 1 something could not be processed, 2 wrong usage
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # no text stream of Python's own
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = _parser()
     args = parser.parse_args(synth_sites.joined(sys.argv[1:] if argv is None else argv))
     if args.command is None:
         parser.print_help()
         return 2
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    # pydicom tells oddities of every file anew; what matters of them stands in the notes. A filter, because importing
+    # pydicom 3.0 sets the level back.
+    of_pydicom = logging.getLogger("pydicom")
+    (of_pydicom.removeFilter if args.verbose else of_pydicom.addFilter)(_is_error)
     if not args.verbose:
         warnings.filterwarnings("ignore")
     # Idle OpenMP threads sleep instead of spinning: two spinning runs on two cores took several times as long each as
     # sharing explains (2026-11-21). Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        check_device(getattr(args, "device", None))
-        return int(args.run(args))
+        with _sigterm_as_exit():
+            check_device(getattr(args, "device", None))
+            return int(args.run(args))
     except VolsegError as error:
         return refuse(error)
     except KeyboardInterrupt:
@@ -60,6 +71,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM (a container or a queue that stops) leaves as SystemExit(143): what is unpacked or half written goes.
+
+    Only in the main thread, where signals arrive, and only where nobody else sees to the signal.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def leave(number: int, _frame: object) -> None:
+        if os.getpid() != process:  # a worker that was forked: what lies there is its parent's
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

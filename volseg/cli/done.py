@@ -33,6 +33,12 @@ class Asked:
     series: Mapping[str, str]
     probability: bool
 
+    def fingerprint_of(self, item: str) -> str:
+        """Of the study at a path, and of what --channel names beside it; "" where it cannot be looked at."""
+        from volseg.io.fingerprint import fingerprint
+
+        return fingerprint(item, *(path for path in self.series.values() if os.path.exists(path)))  # noqa: PTH110
+
 
 def asked_of(bundle: str, args: argparse.Namespace) -> Asked:
     """What `volseg predict` is asked for on the command line."""
@@ -46,6 +52,10 @@ def asked_of(bundle: str, args: argparse.Namespace) -> Asked:
 
 def already_done(folder: Path, item: str, asked: Asked, *, overwrite: bool) -> bool:
     """Whether the answer for the study `item` lies in `folder`.
+
+    The study is known by its path and by the fingerprint of its files: exports are taken into one folder, patient after
+    patient. A result of an older volseg has no fingerprint; its path alone has to do. Where the files cannot be looked
+    at the answer is no: their reader says why, and nothing is replaced.
 
     Raises UsageError where something else lies there: "output-of-another" for a result of another study, bundle or
     setting, "output-exists" for what is no result; with `overwrite` only the latter, and "output-is-input".
@@ -61,10 +71,15 @@ def already_done(folder: Path, item: str, asked: Asked, *, overwrite: bool) -> b
     try:
         document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         differs = _difference(document, item, asked)
+        known = document["provenance"].get("study_fingerprint", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError("output-exists", f"{folder} {_held(folder)}; choose another --name or -o") from None
     if not differs and asked.probability and not (folder / "probability.nii.gz").is_file():
         differs = "made without --probability"
+    if not differs and known and (now := asked.fingerprint_of(item)) != known:
+        if not now:
+            return False
+        differs = f"of what lay at {item} before: the files there have changed since"
     if differs:
         advice = "choose another --name or -o, or pass --overwrite to replace it"
         raise UsageError("output-of-another", f"{folder} holds another result, {differs}; {advice}")
@@ -80,12 +95,14 @@ def refuse_result_above(folder: Path) -> None:
 
 def _difference(document: Mapping[str, Any], item: str, asked: Asked) -> str:
     """What sets a finished result apart from the one asked for; "" for nothing."""
+    from volseg.io.files import recorded
+
     study, made_by = document["study"], document["provenance"]
     if made_by["bundle"] != asked.bundle:
         return f"of {made_by['bundle']}"
     if (made_by["bundle_version"], made_by["weights_sha256"]) != (asked.version, asked.weights_sha256):
         return f"of other weights or another version ({made_by['bundle']} {made_by['bundle_version']})"
-    if str(study["source"]) != os.path.realpath(item):
+    if study["source"] != recorded(item):
         return f"of {study['source']}"
     heeded = made_by.get("other_weights", {})
     if changed := [name for name, weights in heeded.items() if _weights_of(name) != weights]:
@@ -99,11 +116,15 @@ def _difference(document: Mapping[str, Any], item: str, asked: Asked) -> str:
 
 
 def _held(folder: Path) -> str:
+    from volseg.io.files import shown
+    from volseg.pipeline import foreign
+
     several = sorted(path.parent.name for path in folder.glob(f"*/{RESULT}")) if folder.is_dir() else []
     if several:
         return f"holds the results of {', '.join(several)}"
-    others = sorted(path.name for path in folder.iterdir() if path.is_dir()) if (folder / RESULT).is_file() else []
-    return f"holds a result and besides {', '.join(others)}" if others else "exists and is not a finished result"
+    others = foreign(folder) if (folder / RESULT).is_file() else []
+    besides = ", ".join(map(shown, others[:4])) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    return f"holds a result and besides {besides}" if others else "exists and is not a finished result"
 
 
 def _in_words(asked: Mapping[str, Any], nothing: str = "the bundle's own settings") -> str:

@@ -15,8 +15,9 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="compare predicted masks with true ones",
         description="Compares masks of the same names, lesion by lesion and patient by patient, and writes OUT/\n"
         "evaluation.html, evaluation.json, cases.csv, lesions.csv, tables/ and figures/. Every figure carries n and\n"
-        "a 95 % interval over patients. A volume that cannot be compared is an error, not a gap. Compared volumes\n"
-        "are kept, so a long run can be stopped and started again.\n\n"
+        "a 95 % interval over patients, but for average precision, Brier score and expected calibration error (ECE),\n"
+        "which have no interval. A volume that cannot be compared is an error, not a gap. Compared volumes are kept,\n"
+        "so a long run can be stopped and started again.\n\n"
         "  volseg predict images/*.nii.gz -o out\n"
         "  volseg evaluate --pred out --truth labelsTr --patients patients.csv -o evaluation",
     )  # fmt: skip

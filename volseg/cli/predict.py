@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volseg.cli.done import Asked, already_done, asked_of, refuse_result_above
-from volseg.cli.reading import asked_series, checked_modality, read_for
+from volseg.cli.reading import checked_modality, read_for
 from volseg.cli.shared import (
     FORMATTER,
     Commands,
@@ -22,8 +22,10 @@ from volseg.cli.shared import (
     refuse,
     study_name,
     unique_names,
+    whole_name,
 )
 from volseg.errors import UsageError, VolsegError
+from volseg.types import Study
 
 if TYPE_CHECKING:
     from volseg.inference.bundle import LoadedBundle
@@ -55,7 +57,7 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
                          help="MRI: the series of a channel (a path, or a series UID's last digits)")  # fmt: skip
     predict.add_argument("--reference", metavar="CHANNEL", help="MRI: the sequence whose grid the masks lie on")
     predict.add_argument("--register", action="store_true", help="MRI: move the other sequences rigidly onto it first")
-    predict.add_argument("--name", help="folder name of the result (one input only)")
+    predict.add_argument("--name", type=whole_name, help="folder name of the result (one input only)")
     predict.add_argument("--probability", action="store_true", help="also write probability.nii.gz")
     predict.add_argument("--all-windows", action="store_true", help="search and report the whole volume, not only bone")
     predict.add_argument("--overlap", type=fraction, metavar="F", help="overlap of windows, 0 <= F < 1")
@@ -83,14 +85,16 @@ def _predict(args: argparse.Namespace) -> int:
         (item, name, todo_here)
         for item, name in zip(args.inputs, names, strict=True)
         if (todo_here := _not_done(out / name, item, asked, overwrite=args.overwrite))
+        or _page_is_due(out / name, bundles)
     ]
     loaded: dict[str, LoadedBundle] = {}
     failures: list[int] = []
     for item, name, todo_here in todo:
         start = time.perf_counter()
         try:
-            study = replace(read_for(reads, item, name, args), asked=asked_series(args))
-            read_seconds = time.perf_counter() - start
+            if todo_here:
+                study = _read(reads, item, name, args, asked[bundles[0]])
+                read_seconds = time.perf_counter() - start
             for bundle, folder in todo_here:
                 loaded[bundle] = loaded.get(bundle) or load(bundle, args)
                 _analyse_and_write(study, loaded[bundle], folder, args, read_seconds)
@@ -134,6 +138,24 @@ def _not_done(folder: Path, item: str, asked: Mapping[str, Asked], *, overwrite:
         refuse_result_above(folder)
     places = zip(asked, _folders(folder, list(asked)), strict=True)
     return [(b, place) for b, place in places if not already_done(place, item, asked[b], overwrite=overwrite)]
+
+
+def _page_is_due(study: Path, bundles: Sequence[str]) -> bool:
+    """Whether all that is missing is the page that shows several bundles' results together."""
+    if len(bundles) == 1:
+        return False
+    from volseg.side_by_side import page_is_due
+
+    return page_is_due(study, [folder.name for folder in _folders(study, bundles)])
+
+
+def _read(reads: str, item: str, name: str, args: argparse.Namespace, asked: Asked) -> Study:
+    """The study and what the next run knows it by. Fingerprint first: files that change while read are others then."""
+    from volseg.io.files import recorded
+
+    fingerprint = asked.fingerprint_of(item)
+    study = read_for(reads, item, name, args)
+    return replace(study, source=recorded(item), asked=asked.series, fingerprint=fingerprint)
 
 
 def _folders(study: Path, bundles: Sequence[str]) -> list[Path]:

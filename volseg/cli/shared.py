@@ -131,6 +131,15 @@ def study_name(item: str) -> str:
     return safe_name(stem_of(Path(item)))
 
 
+def whole_name(text: str) -> str:
+    """A folder name as it is typed, blanks and letters of any language too, as long as it is one name and no path."""
+    if not text.isprintable() or set(text) & set("/\\") or text.startswith(".") or len(os.fsencode(text)) > 200:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name of a folder: no / and no \\, no . in front, at most 200 bytes; -o says where it goes"
+        )
+    return text
+
+
 def unique_names(names: Sequence[str]) -> list[str]:
     """Two inputs of the same name get a number each, in the order given: one that no other input has for its name."""
     unique: list[str] = []

@@ -57,6 +57,14 @@ def large_enough(boxes: Tensor, least: float = 1.0) -> Tensor:
     return (boxes[:, 3:] - boxes[:, :3] >= least).all(dim=1)
 
 
+def finite_rows(scores: Tensor, deltas: Tensor) -> Tensor:
+    """(N,) bool: neither what a head scored (N, K) nor its codes (N, 6) or (N, K, 6) hold NaN or Inf.
+
+    `decode` refuses all boxes for one that is not finite, and with them those of the batch's other images.
+    """
+    return torch.isfinite(scores).all(dim=1) & torch.isfinite(deltas.flatten(1)).all(dim=1)
+
+
 def encode(boxes: Tensor, anchors: Tensor, code: Sequence[float]) -> Tensor:
     """What a head should say, (N, 6), for `anchors` (N, 6) to become `boxes` (N, 6)."""
     return BoxCoder(weights=code).encode_single(boxes.float(), anchors.float())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from volseg.detection.anchors import AnchorGrid
-from volseg.detection.boxes import ROI_CODE, clip_boxes, decode, encode, large_enough
+from volseg.detection.boxes import ROI_CODE, clip_boxes, decode, encode, finite_rows, large_enough
 from volseg.detection.mask_rcnn_network import MaskRCNNNetwork
 from volseg.detection.matching import match, sample
 from volseg.detection.rpn import BETA
@@ -217,7 +217,12 @@ def detect(
 def _choose(
     score: Tensor, code: Tensor, boxes: Tensor, shape: Sequence[int], settings: RoISettings
 ) -> dict[str, Tensor]:
-    """One image's proposals (P, 6) with scores (P, K) and codes (P, K, 6) -> what survives score and NMS per class."""
+    """One image's proposals (P, 6) with scores (P, K) and codes (P, K, 6) -> what survives score and NMS per class.
+
+    Rows with NaN or Inf do not.
+    """
+    finite = finite_rows(score, code)
+    score, code, boxes = score[finite], code[finite], boxes[finite]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for label in range(score.shape[1]):
         candidate = clip_boxes(decode(code[:, label], boxes, ROI_CODE), shape)

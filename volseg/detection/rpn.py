@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volseg.detection.boxes import RPN_CODE, clip_boxes, decode, encode, large_enough
+from volseg.detection.boxes import RPN_CODE, clip_boxes, decode, encode, finite_rows, large_enough
 from volseg.detection.matching import match, match_atss, sample
 from volseg.ops.nms3d import nms3d
+
+log = logging.getLogger(__name__)
 
 BETA = 1 / 9  # where smooth L1 turns from square to line, as in torchvision
 
@@ -52,8 +55,15 @@ def rpn_losses(
     """Losses of the first stage: {"rpn_objectness", "rpn_box"}, scalars, over all images of the batch.
 
     objectness (B, N) logits, deltas (B, N, 6), anchors per level with N in all. Normalised as torchvision does: both
-    over the number of sampled anchors. A batch without lesions has a box loss of 0 with a gradient of 0.
+    over the number of sampled anchors. A batch without lesions has a box loss of 0 with a gradient of 0. Raises
+    ValueError for NaN: `propose` goes on without such anchors, and a training would go on with weights of NaN.
     """
+    broken = torch.nonzero(objectness.isnan().any(1) | deltas.isnan().flatten(1).any(1))[:, 0].tolist()
+    if broken:
+        raise ValueError(
+            f"the network says NaN about images {broken} of a batch of {len(objectness)}: they hold NaN themselves, or "
+            "the training has diverged and wants a lower learning rate"
+        )
     flat = torch.cat(list(anchors))
     locations = [len(a) // per_location for a in anchors]
     said, meant, code_said, code_meant = [], [], [], []
@@ -102,12 +112,11 @@ def propose(
     """Proposals of one image: boxes (P, 6) inside the image of `shape` and objectness (P,) in [0, 1], best first.
 
     objectness, deltas, anchors per level: (N_l,), (N_l, 6), (N_l, 6). NMS runs over all levels together: a lesion has
-    one size.
+    one size. Anchors with NaN or Inf propose nothing, with a warning; P may be 0.
     """
     boxes, scores = [], []
     for logits, code, level in zip(objectness, deltas, anchors, strict=True):
-        # Sorted stably: which of two equal anchors comes first must not depend on the machine.
-        top = torch.sort(logits.float(), descending=True, stable=True).indices[: settings.per_level]
+        top = _best(logits, code, settings.per_level)
         boxes.append(clip_boxes(decode(code[top], level[top], RPN_CODE), shape))
         scores.append(logits[top].float().sigmoid())
     every, score = torch.cat(boxes), torch.cat(scores)
@@ -115,3 +124,16 @@ def propose(
     every, score = every[kept], score[kept]
     chosen = nms3d(every, score, settings.nms_iou, max_keep=most)
     return every[chosen], score[chosen]
+
+
+def _best(logits: Tensor, code: Tensor, most: int) -> Tensor:
+    """Indices of the `most` highest logits (N,) among the rows that are finite, in their code (N, 6) too."""
+    # Sorted stably: which of two equal anchors comes first must not depend on the machine.
+    order = torch.sort(logits.float(), descending=True, stable=True).indices
+    top = order[:most]
+    if bool(finite_rows(logits[top, None], code[top]).all()):  # the others need not be looked at
+        return top
+    finite = finite_rows(logits[:, None], code)
+    dropped = len(finite) - int(finite.sum())
+    log.warning("%d of a level's %d anchors are NaN or Inf and propose nothing: is the image?", dropped, len(finite))
+    return order[finite[order]][:most]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from volseg import __version__
 from volseg.errors import InputError, VolsegError
-from volseg.evaluate.pairs import Pair, read_result
+from volseg.evaluate.pairs import Pair, number_of, read_result
 from volseg.evaluation.bootstrap import RESAMPLES
 from volseg.evaluation.cases import CaseResult, Labels, as_instances, compare_case
 from volseg.evaluation.figures import Shadow
@@ -140,11 +140,14 @@ def _mask(path: Path) -> Volume:
 
 
 def _scores(pair: Pair) -> dict[int, float] | None:
-    """Scores by lesion id from result.json; None where there is none."""
+    """Scores by lesion id from result.json; None where there is none.
+
+    Raises InputError("result-unreadable") for a score that is no finite number.
+    """
     if pair.result is None:
         return None
     return {
-        int(lesion["id"]): float(lesion["score"])
+        int(lesion["id"]): number_of(lesion, "score", pair.result, of=f"lesion {lesion['id']}")
         for lesion in read_result(pair.result).get("lesions", [])
         if lesion.get("score") is not None
     }

@@ -12,7 +12,7 @@ import scipy
 from volseg import __version__
 from volseg.evaluate.compare import EvaluateOptions
 from volseg.evaluate.freeze import ValidateOptions
-from volseg.evaluate.pairs import Pair, read_result
+from volseg.evaluate.pairs import Pair, entries_of, read_result
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.checklists import checklist_tables, fill_checklists
 from volseg.evaluation.external import ExternalValidation
@@ -64,8 +64,14 @@ def validation_facts(
     frozen: Mapping[str, Any],
     answered: Mapping[tuple[str, str], ExternalValidation],
     counts: tuple[int, int],
+    *,
+    predicted_here: bool,
 ) -> dict[str, str]:
-    """What an external validation adds. `counts`: volumes at the training and at the test site."""
+    """What an external validation adds. `counts`: volumes at the training and at the test site.
+
+    `predicted_here`: this run predicted every volume. Of results that were there before nobody knows here what those
+    who made them had seen: blinding is then for people to answer.
+    """
     train, test = options.train_site, options.test_site
     facts = {
         "goal": f"External validation: thresholds fitted at site {train}, tested once at site {test}.",
@@ -77,8 +83,9 @@ def validation_facts(
         "threshold": "; ".join(f"{name}: {r['threshold']:.3g}, {r['chosen_by']}" for name, r in frozen["rules"].items())
         or "No threshold was frozen.",
         "updating": "None: the model and its thresholds were applied as frozen.",
-        "blinding": "The software read images only; clinical data and reference were not given to it.",
     }
+    if predicted_here:
+        facts["blinding"] = "The software read images only; clinical data and reference were not given to it."
     tests = {f"{question}, {level} level": r.test for (question, level), r in answered.items()}
     if tests:
         facts["crosstable"] = " ".join(
@@ -117,10 +124,11 @@ def _model(pairs: Sequence[Pair]) -> str:
     found = set()
     for pair in pairs:
         if pair.result is not None:
-            made_by = read_result(pair.result).get("provenance", {})
+            made_by = entries_of(read_result(pair.result), "provenance", pair.result)
             name = " ".join(str(made_by[key]) for key in ("bundle", "bundle_version") if made_by.get(key))
-            weights = str(made_by.get("weights_sha256", ""))[:12] or "not recorded"
-            changed = "".join(f", {entry} {value}" for entry, value in made_by.get("settings", {}).items())
-            heeded = "".join(f", beside {n} (weights {s[:12]})" for n, s in made_by.get("other_weights", {}).items())
+            weights = str(made_by.get("weights_sha256") or "")[:12] or "not recorded"
+            settings, others = (entries_of(made_by, entry, pair.result) for entry in ("settings", "other_weights"))
+            changed = "".join(f", {entry} {value}" for entry, value in settings.items())
+            heeded = "".join(f", beside {name} (weights {str(sha)[:12]})" for name, sha in others.items())
             found.add(f"{name or 'bundle not recorded'}, weights {weights}{changed}{heeded}")
     return f"{'; '.join(sorted(found))} (model card in the bundle's docs/)." if found else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from volseg.evaluate.answers import origin_predictions
+from volseg.evaluate.answers import origin_predictions, taken_for_not_lung
 from volseg.evaluate.compare import DEFAULTS, EvaluateOptions, compare_pairs
 from volseg.evaluate.facts import checklist_section, common_facts
 from volseg.evaluate.pairs import pair_folders, read_patients_strictly
@@ -22,10 +22,11 @@ from volseg.evaluate.sections import (
     tiles,
     worst_section,
 )
-from volseg.evaluate.write import write_case_tables, write_report
+from volseg.evaluate.write import file_name, write_case_tables, write_report
 from volseg.evaluation.external import performance, subgroups
 from volseg.evaluation.page import Section
 from volseg.evaluation.paired import compare_cases, paired_table
+from volseg.io.files import shown
 
 
 def evaluate_folders(
@@ -76,7 +77,10 @@ def evaluate_folders(
             result = performance(rows, threshold, rng=rng, resamples=options.resamples)
             groups = subgroups(rows, threshold, rng=rng, resamples=options.resamples)
             heading = f"Origin, {level} level"
-            question = "Did the tumour start in the lung? The threshold is the one frozen in the results."
+            question = (
+                "Did the tumour start in the lung? The threshold is the one frozen in the results. "
+                + taken_for_not_lung([rows], patients)
+            )
             sections.append(answers_section(heading, question, {"all": rows}, {"all": result}, groups, rng))
             document[f"origin_{level}"] = {**asdict(result), "subgroups": [asdict(g) for g in groups]}
     if against is not None:
@@ -84,7 +88,7 @@ def evaluate_folders(
         notes += [f"{against}: {note}" for note in more if note not in notes]
         others = compare_pairs(other, out / "cases_against", options, progress=progress)
         compared = compare_cases(cases, others, rng=rng, iou=options.iou, resamples=options.resamples)
-        sections.append(Section("Two models", (paired_table(compared, predicted.name, against.name),)))
+        sections.append(Section("Two models", (paired_table(compared, *told_apart(predicted, against)),)))
         document["paired"] = asdict(compared)
     sections += [worst_section(pairs, cases), checklist_section(common_facts(pairs, cases, options, patients))]
     write_case_tables(cases, out, iou=options.iou)
@@ -105,3 +109,19 @@ def evaluate_folders(
     for words, value in headline.items():
         say(f"{value}  {words}")
     return page
+
+
+def told_apart(first: Path, second: Path) -> tuple[str, str]:
+    """Names for two folders: the shortest trailing parts of their paths that differ, as file names too.
+
+    `runs/a/pred` and `runs/b/pred` are a/pred and b/pred. One folder against itself keeps its one name.
+    """
+    one, other = first.resolve(), second.resolve()
+    names = [(_last(one, n), _last(other, n)) for n in range(1, max(len(one.parts), len(other.parts)) + 1)]
+    as_files = [pair for pair in names if "" not in map(file_name, pair) and file_name(pair[0]) != file_name(pair[1])]
+    in_print = [pair for pair in names if pair[0] != pair[1]]
+    return (as_files or in_print or names)[0]
+
+
+def _last(path: Path, n: int) -> str:
+    return shown(Path(*path.parts[-n:]).as_posix())

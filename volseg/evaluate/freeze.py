@@ -14,7 +14,7 @@ import numpy as np
 
 from volseg.errors import InputError, UsageError
 from volseg.evaluate.compare import EvaluateOptions
-from volseg.evaluate.pairs import Pair, read_result
+from volseg.evaluate.pairs import Pair, entries_of, read_result
 from volseg.evaluation.cases import CaseResult
 from volseg.evaluation.detection import froc
 from volseg.evaluation.external import FrozenRule, Predictions, freeze
@@ -37,12 +37,16 @@ class ValidateOptions:
 
 @dataclass(frozen=True, eq=False)
 class SiteResults:
-    """What is known of one site: pairs, compared volumes, answers by (question, level)."""
+    """What is known of one site: pairs, compared volumes, answers by (question, level).
+
+    `predicted_here`: volseg predicted every volume in this very run, and did not find the result of another.
+    """
 
     pairs: list[Pair]
     cases: list[CaseResult]
     answers: dict[tuple[str, str], Predictions]
     origin_threshold: float | None
+    predicted_here: bool = False
 
 
 def freeze_rule(fitted: SiteResults, options: ValidateOptions) -> dict[str, Any]:
@@ -89,11 +93,13 @@ def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
 
     Raises InputError("weights-differ" or "settings-differ") where they are not the same throughout.
     """
-    made_by = [read_result(pair.result).get("provenance", {}) for pair in pairs if pair.result is not None]
-    weights = {str(one.get("weights_sha256", "")) for one in made_by}
+    results = [pair.result for pair in pairs if pair.result is not None]
+    made_by = [(path, entries_of(read_result(path), "provenance", path)) for path in results]
+    weights = {str(one.get("weights_sha256") or "") for _, one in made_by}
     # As text, for mappings are no keys: results of before they were recorded have none.
     settings, others = (
-        {json.dumps(one.get(entry, {}), sort_keys=True) for one in made_by} for entry in ("settings", "other_weights")
+        {json.dumps(entries_of(one, entry, path), sort_keys=True) for path, one in made_by}
+        for entry in ("settings", "other_weights")
     )
     if len(weights) > 1:
         raise InputError(
@@ -115,31 +121,35 @@ def made_with(pairs: Sequence[Pair]) -> dict[str, Any]:
 def write_frozen(out: Path, frozen: Mapping[str, Any]) -> None:
     """Write `out`/frozen.json. Raises UsageError("frozen-changed") if another rule was tested here before."""
     if (out / TESTED).is_file():
-        before = json.loads((out / TESTED).read_text(encoding="utf-8"))["frozen_sha256"]
+        tested = json.loads((out / TESTED).read_text(encoding="utf-8"))
+        before, site = tested["frozen_sha256"], tested.get("test_site")  # older files do not say which site
         if before != frozen["sha256"]:
             raise UsageError(
                 "frozen-changed",
-                f"{out}: site {frozen['test_site']} was already tested with the rule {before[:12]}, this is "
-                f"{frozen['sha256'][:12]}; choosing after looking is no external test: use another -o, report both",
+                f"{out}: {f'site {site}' if site else 'a site'} was already tested with the rule {before[:12]}, this "
+                f"is {frozen['sha256'][:12]} for site {frozen['test_site']}; choosing after looking is no external "
+                "test: use another -o, report both (another site wants another -o, too)",
             )
     write_whole(out / FROZEN, json.dumps(frozen, indent=1, allow_nan=False) + "\n")
 
 
 def write_tested(out: Path, frozen: Mapping[str, Any]) -> None:
-    """Note in `out`/tested.json which rule was tested, when first and when last."""
+    """Note in `out`/tested.json which rule was tested at which site, when first and when last."""
     path = out / TESTED
     now = datetime.now(UTC).isoformat(timespec="seconds")
     first = json.loads(path.read_text(encoding="utf-8"))["first"] if path.is_file() else now
-    write_whole(path, json.dumps({"frozen_sha256": frozen["sha256"], "first": first, "last": now}, indent=1))
+    noted = {"frozen_sha256": frozen["sha256"], "test_site": frozen["test_site"], "first": first, "last": now}
+    write_whole(path, json.dumps(noted, indent=1))
 
 
-def frozen_table(frozen: Mapping[str, Any]) -> Table:
-    """What `freeze_rule` chose, and how."""
+def frozen_table(frozen: Mapping[str, Any], *, predicted_after: bool) -> Table:
+    """What `freeze_rule` chose, and how. `predicted_after`: this run predicted the test site, after it had frozen."""
     rows = [("weights (sha256)", frozen["weights_sha256"] or "not recorded", "")]
     rows += [(f"setting {entry}", str(value), "asked for") for entry, value in frozen["settings"].items()]
     rows += [(f"weights of {name}, heeded too", sha, "") for name, sha in frozen["other_weights"].items()]
     score = frozen["operating_score"]
     rows.append(("lesion score", number(np.inf if score is None else score), frozen["operating_score_chosen_by"]))
     rows += [(name, number(rule["threshold"]), rule["chosen_by"]) for name, rule in frozen["rules"].items()]
-    rows.append(("all of this (sha256)", frozen["sha256"], "written before the test site was predicted"))
+    then = "the test site was predicted" if predicted_after else "the test site's figures were computed"
+    rows.append(("all of this (sha256)", frozen["sha256"], f"written before {then}"))
     return Table("What was frozen", ("what", "value", "how it was chosen"), tuple(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from volseg.errors import InputError
 from volseg.io.cohort import Patient, Problem, one_line, patient_of, read_patients
-from volseg.io.files import check_path, safe_name, stem_of, suffix_of
+from volseg.io.files import check_path, safe_name, shown, stem_of, suffix_of
 
 Found = TypeVar("Found")
 MASK, RESULT = "lesions.nii.gz", "result.json"
@@ -85,13 +86,50 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         lesions = document.get("lesions", [])
-        numbered = {int(lesion["id"]) for lesion in lesions}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        where = f"{path.parent.name}/{path.name}"
-        raise InputError("result-unreadable", f"{where}: {type(error).__name__} ({error}); write it again") from error
+        ids = [lesion["id"] for lesion in lesions]
+        numbered = {int(id_) for id_ in ids}
+    except (OSError, ValueError, OverflowError, AttributeError, KeyError, TypeError) as error:
+        told = f"{_where(path)}: {type(error).__name__} ({error}); write it again"
+        raise InputError("result-unreadable", told) from error
+    fractions = [id_ for id_ in ids if isinstance(id_, float) and not id_.is_integer()]
+    if fractions:
+        raise InputError("result-unreadable", f"{_where(path)}: a lesion of number {fractions[0]}; write it again")
     if len(numbered) != len(lesions):
-        raise InputError("result-unreadable", f"{path.parent.name}/{path.name}: two lesions of one number")
+        raise InputError("result-unreadable", f"{_where(path)}: two lesions of one number")
     return dict(document)
+
+
+def entries_of(document: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """The object called `name`, {} where it is not there; InputError("result-unreadable") where it is none (null)."""
+    entries = document.get(name, {})
+    if not isinstance(entries, dict):
+        told = f"{_where(path)}: {name} is {shown(json.dumps(entries))} where an object belongs; predict again"
+        raise InputError("result-unreadable", told)
+    return entries
+
+
+def number_of(entries: Mapping[str, Any], name: str, path: Path, *, of: str) -> float:
+    """The number called `name`; InputError("result-unreadable") where it is none or not finite ("0,8", NaN)."""
+    value = entries[name]
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        told = f"{_where(path)}: {name} of {of} is {shown(json.dumps(value))}, no number; predict again"
+        raise InputError("result-unreadable", told)
+    return number
+
+
+def probability_of(entries: Mapping[str, Any], name: str, path: Path, *, of: str) -> float:
+    """As `number_of`, within 0..1; nan where there is none (null), which is an answer not given."""
+    if entries.get(name) is None:
+        return math.nan
+    number = number_of(entries, name, path, of=of)
+    if not 0 <= number <= 1:
+        told = f"{_where(path)}: {name} of {of} is {number:g}, outside 0 to 1; predict again"
+        raise InputError("result-unreadable", told)
+    return number
 
 
 def find_predictions(folder: Path) -> dict[str, tuple[Path, Path | None]]:
@@ -105,6 +143,11 @@ def find_predictions(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         elif (path / MASK).is_file():
             _put(found, path.name, (path / MASK, path / RESULT if (path / RESULT).is_file() else None), path)
     return found
+
+
+def _where(path: Path) -> str:
+    """A result lies in a folder called after its case."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _put(found: dict[str, Found], name: str, what: Found, path: Path) -> None:

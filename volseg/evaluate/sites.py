@@ -125,11 +125,14 @@ def _results(
     progress: bool | None,
 ) -> SiteResults:
     """Predict what is missing, compare, and collect the answers of one site."""
+    predicted_here = predict is not None
     if predict is not None:
         bar = tqdm(listed, desc="predicting", unit="case", disable=not progress if progress is not None else None,
                    file=sys.stderr)  # fmt: skip
         for case in bar:
-            if not (folder / case.name / "result.json").is_file():
+            if (folder / case.name / "result.json").is_file():
+                predicted_here = False
+            else:
                 predict(case, folder / case.name)
     known = find_predictions(folder) if folder.is_dir() else {}
     pairs = []
@@ -144,4 +147,4 @@ def _results(
     presence = presence_predictions(cases, cohort.patients)
     origin, threshold = origin_predictions(pairs, cases, cohort.patients, iou=options.evaluate.iou)
     answers = {("any lesion", "patient"): presence} | {("lung origin", level): rows for level, rows in origin.items()}
-    return SiteResults(pairs, cases, answers, threshold)
+    return SiteResults(pairs, cases, answers, threshold, predicted_here)

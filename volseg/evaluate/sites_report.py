@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from volseg.evaluate.answers import taken_for_not_lung
 from volseg.evaluate.facts import checklist_section, common_facts, validation_facts
 from volseg.evaluate.freeze import SiteResults, ValidateOptions, frozen_table
 from volseg.evaluate.sections import (
@@ -57,7 +58,7 @@ def site_report(
             (
                 _seed(both, summaries, answered, options, rng),
                 _operating_table(at_score, frozen, options),
-                frozen_table(frozen),
+                frozen_table(frozen, predicted_after=tested.predicted_here),
             ),
         ),
     ]
@@ -68,11 +69,15 @@ def site_report(
     sets = {name: site.cases for name, site in both.items()}
     sections.append(lesion_section(sets, external, options.evaluate, rng, cohort=names[1]))
     for (question, level), result in answered.items():
+        rows = {name: site.answers[question, level] for name, site in both.items()}
+        words = f"{QUESTIONS[question]} Threshold: {result.rule.chosen_by}."
+        if question == "lung origin":
+            words = f"{words} {taken_for_not_lung(rows.values(), cohort.patients)}"
         sections.append(
             answers_section(
                 f"{question.capitalize()}, {level} level",
-                f"{QUESTIONS[question]} Threshold: {result.rule.chosen_by}.",
-                {name: site.answers[question, level] for name, site in both.items()},
+                words,
+                rows,
                 dict(zip(names, (result.training, result.test), strict=True)),
                 result.subgroups,
                 rng,
@@ -83,8 +88,8 @@ def site_report(
     sections.append(worst_section(tested.pairs, tested.cases))
     pairs, cases = [*fitted.pairs, *tested.pairs], [*fitted.cases, *tested.cases]
     facts = common_facts(pairs, cases, options.evaluate, cohort.patients)
-    counts = len(fitted.cases), len(tested.cases)
-    sections.append(checklist_section(facts | validation_facts(options, frozen, answered, counts)))
+    counts, here = (len(fitted.cases), len(tested.cases)), fitted.predicted_here and tested.predicted_here
+    sections.append(checklist_section(facts | validation_facts(options, frozen, answered, counts, predicted_here=here)))
     write_case_tables([*fitted.cases, *tested.cases], out, iou=options.evaluate.iou)
     notes = _notes(cohort, fitted, tested, answered, options)
     headline = tiles(summaries[names[1]])
@@ -209,8 +214,12 @@ def _notes(
     ]
     if not all(case.scored for case in (*fitted.cases, *tested.cases)):
         notes.append("Masks came without scores (no result.json): FROC and AUC rest on a single operating point.")
+    for site, results in ((options.train_site, fitted), (options.test_site, tested)):
+        if missing := sum(pair.predicted is None for pair in results.pairs):
+            lacking = f"{missing} volumes of site {site} had no prediction"
+            notes.append(f"{lacking} and count as volumes in which nothing was found.")
     unused = len(cohort.cases) - len(fitted.cases) - len(tested.cases)
     notes += [f"{unused} images of the cohort were not used: another site, or no label."] if unused else []
-    missing = [f"{q}, {level} level" for q, level in fitted.answers if (q, level) not in answered]
-    notes += [f"No rule for '{name}': one of the sites knows only one answer or none." for name in missing]
+    unruled = [f"{q}, {level} level" for q, level in fitted.answers if (q, level) not in answered]
+    notes += [f"No rule for '{name}': one of the sites knows only one answer or none." for name in unruled]
     return notes

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from volseg.evaluation.estimate import Estimate, wilson
+from volseg.evaluation.estimate import Estimate, undefined, wilson
 
-NEAREST = 1e-6  # a probability of exactly 0 or 1 has no logit
 NO_SPREAD = 1e-8  # of half an interval; Newton's method stops at steps of 1e-10
 STEEPEST = 1e3  # a slope beyond this is separation, not calibration
 
@@ -23,8 +22,10 @@ class Calibration:
 
     `slope` and `intercept` are those of y on logit(p) together (1 and 0 are right; a slope below 1 is overconfidence);
     `in_the_large` is the intercept with the slope held at 1 (above 0: risks were underestimated). All nan where the
-    classes are separated or one is missing. `brier` is the mean squared error, `brier_of_prevalence` that of always
-    saying the prevalence; `ece` the expected calibration error over ten bins of equal width.
+    classes are separated or one is missing, and where any row says exactly 0 or 1 (`n_certain` of `n` do): that has no
+    log odds, and whatever stood in for them would decide the slope. `brier` is the mean squared error,
+    `brier_of_prevalence` that of always saying the prevalence; `ece` the expected calibration error over ten bins of
+    equal width.
     """
 
     slope: Estimate
@@ -34,6 +35,7 @@ class Calibration:
     brier_of_prevalence: float
     ece: float
     n: int
+    n_certain: int
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,12 @@ def calibration(
     who = None if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
     if who is not None and who.shape != y.shape:
         raise ValueError(f"{who.size} patients for {y.size} rows")
-    x = _logit(p)
-    intercept, slope = _logistic(np.stack([np.ones_like(x), x], axis=1), y, np.zeros_like(x), who, unit)
-    (in_the_large,) = _logistic(np.ones((x.size, 1)), y, x, who, unit)
+    certain = int(np.count_nonzero((p == 0) | (p == 1)))
+    intercept = slope = in_the_large = undefined(y.size, unit)
+    if not certain:
+        x = np.log(p / (1 - p))
+        intercept, slope = _logistic(np.stack([np.ones_like(x), x], axis=1), y, np.zeros_like(x), who, unit)
+        (in_the_large,) = _logistic(np.ones((x.size, 1)), y, x, who, unit)
     groups = reliability(y, p, bins=bins, unit=unit)
     gaps = [g.observed.n * abs(g.observed.value - g.mean_probability) for g in groups if g.observed.n]
     prevalence = float(y.mean())
@@ -76,6 +81,7 @@ def calibration(
         brier_of_prevalence=prevalence * (1 - prevalence),
         ece=math.fsum(gaps) / y.size,
         n=y.size,
+        n_certain=certain,
     )
 
 
@@ -172,11 +178,6 @@ def _over_patients(variance: NDArray, scores: NDArray, who: NDArray) -> tuple[ND
         return np.full_like(variance, math.nan), freedom
     sums = np.stack([np.bincount(who, column) for column in scores.T], axis=1)
     return variance @ (sums.T @ sums) @ variance * patients / freedom, freedom
-
-
-def _logit(p: NDArray) -> NDArray[np.float64]:
-    inner = np.clip(p, NEAREST, 1 - NEAREST)
-    return np.asarray(np.log(inner / (1 - inner)))
 
 
 def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,7 +1,7 @@
 """Scored lesions against true ones: FROC, average precision, sensitivity by size. Boxes or instance maps, no files.
 
-A case is one volume. Matching is one to one, highest score first (`match_by_score`); a second prediction on a lesion
-already found is a false positive, as in COCO.
+A case is one volume. Matching is one to one, highest score first, equal scores together (`match_by_score`); a second
+prediction on a lesion already found is a false positive, as in COCO.
 """
 
 from __future__ import annotations

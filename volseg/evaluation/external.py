@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -36,7 +36,8 @@ UNITS = {"patient": "patients", "lesion": "lesions"}
 class Predictions:
     """One row per patient or per lesion: whose it is, the truth (0 or 1), the score (nan: no answer), the site.
 
-    `groups` holds further columns (scanner, lesion kind, size) for subgroups.
+    `groups` holds further columns (scanner, lesion kind, size) for subgroups. `probabilities` is False where scores
+    only rank, whatever their range (mere masks score 1): they have no calibration.
     """
 
     patients: NDArray
@@ -45,6 +46,7 @@ class Predictions:
     sites: NDArray
     level: Level = "patient"
     groups: Mapping[str, NDArray] = field(default_factory=dict)
+    probabilities: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.patients)
@@ -58,13 +60,17 @@ class Predictions:
 
     def where(self, rows: NDArray[np.bool_]) -> Predictions:
         """Some of the rows."""
-        groups = {name: column[rows] for name, column in self.groups.items()}
-        return Predictions(
-            self.patients[rows], self.labels[rows], self.scores[rows], self.sites[rows], self.level, groups
+        return replace(
+            self,
+            patients=self.patients[rows],
+            labels=self.labels[rows],
+            scores=self.scores[rows],
+            sites=self.sites[rows],
+            groups={name: column[rows] for name, column in self.groups.items()},
         )
 
     def joined(self, other: Predictions) -> Predictions:
-        """The rows of both, with the groups that both have."""
+        """The rows of both, with the groups that both have; probabilities if those of both are."""
         shared = [name for name in self.groups if name in other.groups]
         return Predictions(
             patients=np.concatenate([self.patients, other.patients]),
@@ -73,6 +79,7 @@ class Predictions:
             sites=np.concatenate([self.sites, other.sites]),
             level=self.level,
             groups={name: np.concatenate([self.groups[name], other.groups[name]]) for name in shared},
+            probabilities=self.probabilities and other.probabilities,
         )
 
     def at_site(self, site: str) -> Predictions:
@@ -122,7 +129,10 @@ def freeze(training: Predictions, *, site: str, weights_sha256: str = "") -> Fro
 
 @dataclass(frozen=True)
 class Performance:
-    """AUC, and decisions at one threshold, for one set of rows. `calibration` is None for scores outside 0..1."""
+    """AUC, and decisions at one threshold, for one set of rows.
+
+    `calibration` is None for scores that are no probabilities: called so, or outside 0..1.
+    """
 
     level: Level
     n_rows: int
@@ -156,7 +166,7 @@ def performance(
         decided = decide(y, s, threshold).metrics(unit=unit)
     else:
         decided = clustered_metrics(y, s, threshold, who, rng=rng, resamples=resamples, unit=unit)
-    probable = scored.any() and bool(((s[scored] >= 0) & (s[scored] <= 1)).all())
+    probable = predictions.probabilities and scored.any() and bool(((s[scored] >= 0) & (s[scored] <= 1)).all())
     return Performance(
         level=predictions.level,
         n_rows=len(y),

@@ -97,7 +97,7 @@ def calibration_figure(sets: Mapping[str, Predictions]) -> Figure:
     for colour, (name, rows) in zip(COLOURS, sets.items(), strict=False):
         scored = ~np.isnan(rows.scores)
         y, p = rows.labels[scored], rows.scores[scored]
-        if p.size == 0 or p.min() < 0 or p.max() > 1:
+        if not rows.probabilities or p.size == 0 or p.min() < 0 or p.max() > 1:
             left.plot([], [], color=colour, label=f"{name}: no probabilities")
             continue
         bins = [b for b in reliability(y, p) if b.observed.n]

@@ -2,7 +2,7 @@
 
 Two rules, for two questions. With predictions that only exist or not, `match_optimally` finds the assignment of the
 largest summed IoU. With scored predictions, `match_by_score` serves the highest score first, so that raising the
-score threshold never changes who hit whom: a FROC curve needs that.
+score threshold never changes who hit whom: a FROC curve needs that. Where all scores are equal both rules are one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
 Ious = NDArray[np.float64]
+A_PAIR_MORE = 1e-9  # far below what two different sums of IoUs differ by, far above their rounding
 
 
 def instance_ious(predicted: NDArray, truth: NDArray) -> tuple[NDArray, NDArray, Ious]:
@@ -73,18 +74,20 @@ def check_boxes(boxes: ArrayLike, name: str) -> NDArray[np.float64]:
 def match_optimally(ious: Ious, at_least: float) -> list[tuple[int, int]]:
     """(true row, predicted column) of the one-to-one assignment that maximises the summed IoU.
 
-    A pair counts from IoU >= `at_least`; at 0 any overlap counts, no overlap never does.
+    A pair counts from IoU >= `at_least`; at 0 any overlap counts, no overlap never does. Of equal sums the one of more
+    pairs is taken: otherwise the order of the list would decide whether .5 is one hit or two of .25.
     """
     usable = (ious >= at_least) & (ious > 0)
-    rows, columns = linear_sum_assignment(np.where(usable, ious, 0.0), maximize=True)
+    rows, columns = linear_sum_assignment(np.where(usable, ious + A_PAIR_MORE, 0.0), maximize=True)
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if usable[r, c]]
 
 
 def match_by_score(ious: Ious, scores: ArrayLike, at_least: float) -> NDArray[np.int64]:
-    """For each of P predictions the true row it hit, or -1: COCO's rule.
+    """For each of P predictions the true row it hit, or -1: COCO's rule between different scores.
 
-    Highest score first; each takes the free true lesion of largest IoU >= `at_least` (> 0). Equal scores are served
-    by their best IoU, so the result does not depend on the order in which predictions are listed.
+    Highest score first; each takes the free true lesion of largest IoU >= `at_least` (> 0). COCO serves equal scores
+    in the order in which they are listed; here they are served together, by `match_optimally` among the lesions still
+    free, so that the order of the list does not decide how many of them hit.
     """
     s = np.asarray(scores, dtype=np.float64)
     if ious.ndim != 2 or s.shape != ious.shape[1:]:
@@ -95,10 +98,15 @@ def match_by_score(ious: Ious, scores: ArrayLike, at_least: float) -> NDArray[np
     if ious.size == 0:
         return matched
     free = np.where((ious >= at_least) & (ious > 0), ious, 0.0)
-    for column in np.lexsort((-free.max(axis=0), -s)):
-        row = int(np.argmax(free[:, column]))
-        if free[row, column] > 0:
-            matched[column] = row
+    falling = np.argsort(-s, kind="stable")
+    for columns in np.split(falling, np.flatnonzero(s[falling][1:] != s[falling][:-1]) + 1):
+        if columns.size == 1:  # the usual case, and quick: an assignment of one is the largest IoU
+            row = int(np.argmax(free[:, columns[0]]))
+            hits = [(row, 0)] if free[row, columns[0]] > 0 else []
+        else:
+            hits = match_optimally(free[:, columns], at_least)
+        for row, n in hits:
+            matched[columns[n]] = row
             free[row] = 0.0
     return matched
 

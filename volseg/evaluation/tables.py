@@ -173,10 +173,13 @@ def performance_table(columns: Mapping[str, Performance], title: str) -> Table:
         ("calibration in the large", *(text(p.calibration.in_the_large if p.calibration else None) for p in shown)),
         ("Brier score", *(number(p.calibration.brier) if p.calibration else "n/a" for p in shown)),
         ("expected calibration error", *(number(p.calibration.ece) if p.calibration else "n/a" for p in shown)),
+        ("rows of exactly 0 or 1", *(f"{p.calibration.n_certain}" if p.calibration else "n/a" for p in shown)),
     ]
     methods = sorted({m.method for p in shown for m in p.metrics.values() if m.method})
-    methods += sorted({p.calibration.slope.method for p in shown if p.calibration})
+    methods += sorted({p.calibration.slope.method for p in shown if p.calibration and p.calibration.slope.method})
     note = f"Intervals: {'; '.join(methods)}. Rows without an answer count as wrong, except in AUC and calibration."
+    if any(p.calibration and p.calibration.n_certain for p in shown):
+        note += " What says exactly 0 or 1 has no log odds: with any such row there is no slope and none in the large."
     return Table(title, ("figure", *columns), tuple(rows), note)
 
 

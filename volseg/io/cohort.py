@@ -25,6 +25,8 @@ SECTIONS = ("training", "validation", "testing")
 COLUMNS = ("patient", "site", "origin", "age", "sex", "scanner", "split")
 REQUIRED = ("patient", "site")
 SEXES = ("F", "M", "O", "")
+NO_ORIGIN = frozenset({"", "unknown", "cup", "not recorded", "none", "n/a"})  # cup: cancer of unknown primary
+_OF_THE_LUNG = ("lung", "pulmon", "bronch", "sclc")
 _SPLITS = {"": "", "train": "training", "val": "validation", "valid": "validation", "test": "testing"}
 
 
@@ -42,7 +44,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Patient:
-    """One line of patients.csv; "" and None where nothing is recorded. `split` is a section's name or ""."""
+    """One line of patients.csv; "" and None where nothing is recorded. `split` is a section's name or "".
+
+    `origin` is "lung" or what else the line says, in lower case; "" where the origin is not known.
+    """
 
     patient: str
     site: str
@@ -82,7 +87,8 @@ def read_patients(path: str | os.PathLike[str]) -> tuple[dict[str, Patient], lis
     """patients.csv -> patients by name, and every problem found.
 
     Columns: patient, site, and as known origin, age, sex, scanner, split, each once; others are ignored, whatever they
-    are called. Semicolons are read too.
+    are called. Semicolons are read too. A line with more cells than there are columns is a problem: an unquoted comma
+    (a decimal one, say) moved every cell behind it.
     Raises InputError if the file cannot be read at all.
     """
     p = check_path(path)
@@ -103,11 +109,14 @@ def read_patients(path: str | os.PathLike[str]) -> tuple[dict[str, Patient], lis
         return {}, [Problem("column-twice", where, f"column {', '.join(twice)} stands there more than once; keep one")]
     patients: dict[str, Patient] = {}
     problems: list[Problem] = []
-    for row in filter(None, rows):  # no empty lines
+    for row in rows:
+        row = [cell.strip() for cell in row]
+        if not any(row):
+            continue
         at = f"{where} line {rows.line_num}"
-        cells = dict.fromkeys(names, "") | {n: v.strip() for n, v in zip(names, row, strict=False)}
-        patient, found = _patient(cells, at)
-        problems += found
+        patient, found = _patient(dict.fromkeys(names, "") | dict(zip(names, row, strict=False)), at)
+        # What else is wrong with a line whose cells have moved says nothing.
+        problems += [_too_long(row, names, at)] if any(row[len(names) :]) else found
         if patient is None:
             continue
         if patient.patient in patients:
@@ -166,7 +175,7 @@ def one_line(problems: Sequence[Problem], most: int = 3) -> str:
 def _patient(cells: Mapping[str, str], at: str) -> tuple[Patient | None, list[Problem]]:
     name = cells["patient"]
     if not name:
-        return None, [Problem("patient-unnamed", at, "no patient in the first column")]
+        return None, [Problem("patient-unnamed", at, "no patient")]
     problems = []
     if not cells["site"]:
         problems.append(Problem("site-missing", at, f"patient {name} has no site"))
@@ -190,8 +199,25 @@ def _patient(cells: Mapping[str, str], at: str) -> tuple[Patient | None, list[Pr
             Problem("split-wrong", at, f"patient {name}: split {shown(written)}; use {', '.join(SECTIONS)}")
         )
         split = ""
-    known = Patient(name, cells["site"], cells.get("origin", "").lower(), age, sex, cells.get("scanner", ""), split)
-    return known, problems
+    origin, wrong = _origin(cells.get("origin", ""), name, at)
+    return Patient(name, cells["site"], origin, age, sex, cells.get("scanner", ""), split), problems + wrong
+
+
+def _origin(written: str, patient: str, at: str) -> tuple[str, list[Problem]]:
+    """The origin in lower case, "" where it is not known. A lung in other words would be counted as not lung."""
+    origin = written.lower()
+    if origin in NO_ORIGIN:
+        return "", []
+    if origin != "lung" and any(part in origin for part in _OF_THE_LUNG):
+        way_out = "write lung, or the other organ's name"
+        return "", [Problem("origin-wrong", at, f"patient {patient}: origin {shown(written)}; {way_out}")]
+    return origin, []
+
+
+def _too_long(row: Sequence[str], names: Sequence[str], at: str) -> Problem:
+    last = max(n for n, cell in enumerate(row, start=1) if cell)
+    told = f"{last} cells under {len(names)} columns, the last {shown(row[last - 1])}"
+    return Problem("row-too-long", at, f"{told}; put what is one cell into quotes")
 
 
 def _case(

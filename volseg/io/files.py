@@ -18,6 +18,8 @@ from volseg.errors import InputError
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip", ".dcm", ".ima")
 LONGEST_NAME = 64
+# What a system leaves in a folder that somebody looked at.
+LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _UID_LIKE = re.compile(r"^[0-9]+(\.[0-9]+){4,}")
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com[0-9]|lpt[0-9])$", re.IGNORECASE)
 
@@ -27,6 +29,14 @@ def shown(text: object, limit: int = 80) -> str:
     raw = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in raw)
     return line if len(line) <= limit else f"{line[: limit - 25]}...{line[-20:]}"
+
+
+def recorded(path: str | os.PathLike[str]) -> str:
+    """A whole path, links resolved, as text for a result: another run may start in another folder.
+
+    Bytes that are no UTF-8 stand as \\xfc: Python's own stand-ins for them cannot be written to a file.
+    """
+    return os.path.realpath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:

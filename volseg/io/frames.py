@@ -20,6 +20,7 @@ from volseg.io.files import shown
 
 # Objects that carry no grey image, or one that is not the scan itself.
 NOT_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTIMAGE", "SR", "PR", "KO", "REG", "DOC", "FID", "RWV", "PLAN"}
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 # What tells volumes of one series apart, where positions repeat (PS3.3 C.7.6.16, C.8.3, C.8.13).
 _SPLITS = {
     "echo time": ("EchoTime", "EffectiveEchoTime"),
@@ -35,10 +36,10 @@ _TAGS = [
     *("PatientID", "PatientName", "IssuerOfPatientID", "Modality", "SeriesNumber", "SeriesDescription"),
     *("ContrastBolusAgent", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"),
     *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
-    *("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "BurnedInAnnotation"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "FrameOfReferenceUID"),
+    *("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
+    *("BurnedInAnnotation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("ProtocolName", "SequenceName", "PulseSequenceName", "AcquisitionContrast", "ScanningSequence", "ScanOptions"),
-    *("RepetitionTime", "InversionTime", "InversionTimes", "ContrastBolusAgentSequence"),
+    *("RepetitionTime", "InversionTime", "InversionTimes", "ContrastBolusAgentSequence", "FrameOfReferenceUID"),
     *(keyword for keywords in _SPLITS.values() for keyword in keywords),
 ]
 
@@ -90,6 +91,7 @@ class Frame:
     burned_in: bool = False
     frame_of_reference: str = ""
     mr: MrTags = MrTags()
+    rescale_type: str = ""
 
 
 def looks_like_dicom(path: Path) -> bool:
@@ -133,13 +135,28 @@ def read_dataset(path: Path, *, pixels: bool = False) -> Any:
     return ds
 
 
+def is_dicomdir(path: Path) -> bool:
+    """Whether a DICOM file is the index of others, which lies beside them on a disc."""
+    return named_dicomdir(path) or _sop_class(read_dataset(path)) == _MEDIA_DIRECTORY
+
+
+def named_dicomdir(path: Path) -> bool:
+    return path.name.upper() == "DICOMDIR"
+
+
 def read_frames(path: Path) -> list[Frame]:
-    """All image planes of one file; empty for objects without an image (structure sets, reports, DICOMDIR)."""
+    """All image planes of one file; empty for objects without an image (structure sets, reports, DICOMDIR).
+
+    Raises:
+        InputError: dicom-file-damaged, also where an image's header ends before it says how large the image is.
+    """
     ds = read_dataset(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if not _number(ds.get("Rows")) or not _number(ds.get("Columns")):
+                if not named_dicomdir(path):
+                    _check_whole(ds, path)
                 return []
             count = int(_number(ds.get("NumberOfFrames")) or 1)
             per_frame = list(ds.get("PerFrameFunctionalGroupsSequence") or [])
@@ -151,6 +168,24 @@ def read_frames(path: Path) -> list[Frame]:
             raise InputError(
                 "dicom-file-damaged", f"{shown(path.name)}: the header cannot be understood ({shown(e)})"
             ) from e
+
+
+def _check_whole(ds: Any, path: Path) -> None:
+    """A file without Rows and Columns is passed over, and its slice with it, unless it is cut off inside its header.
+
+    Some binary files begin as a DICOM file without preamble may; without one tag that is known they are none.
+    """
+    sop_class = _sop_class(ds)
+    if "Image Storage" in UID(sop_class).name or (not sop_class and (ds.preamble or len(ds))):
+        raise InputError(
+            "dicom-file-damaged",
+            f"{shown(path.name)}: the header ends before the image's Rows and Columns; copy or export it again",
+        )
+
+
+def _sop_class(ds: Any) -> str:
+    """What the object is; where the header ends early, the file's first lines still say so."""
+    return str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or "").strip()
 
 
 def _number(value: Any) -> float | None:
@@ -218,6 +253,7 @@ def _frame(path: Path, index: int, ds: Any, shared: Any, own: Any) -> Frame:
         burned_in=str(ds.get("BurnedInAnnotation") or "").strip().upper() == "YES",
         frame_of_reference=str(ds.get("FrameOfReferenceUID") or "").strip(),
         mr=_mr_tags(get) if str(ds.get("Modality") or "").strip().upper() == "MR" else MrTags(),
+        rescale_type=str(get("RescaleType") or "").strip().upper(),
     )
 
 

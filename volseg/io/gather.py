@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -14,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from volseg.errors import InputError
-from volseg.io.files import shown
-from volseg.io.frames import Frame, looks_like_dicom, read_frames
+from volseg.io.files import LITTER, shown
+from volseg.io.frames import Frame, is_dicomdir, looks_like_dicom, named_dicomdir, read_frames
 
 MOST_FILES = 100_000
 ZIP_LARGEST_BYTES = 16 << 30
 # DICOM packs 2:1 to 4:1; air-only slices more. Far beyond that a zip is a bomb.
 ZIP_LARGEST_RATIO = 200
 ZIP_HARMLESS_BYTES = 64 << 20
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,7}")
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,28 @@ def gather(path: Path) -> Gathered:
     """All DICOM frames under a folder (recursively), or of one file.
 
     Raises:
-        InputError: dicom-none-found, dicom-file-damaged, folder-too-large.
+        InputError: dicom-none-found, dicom-file-damaged, path-unreadable, folder-too-large.
     """
     if path.is_file():
-        return Gathered(tuple(read_frames(path)), ())
+        found = read_frames(path)
+        if not found and is_dicomdir(path):
+            raise InputError(
+                "dicom-none-found", f"{shown(path.name)}: an index of DICOM files, no image; give the folder it lies in"
+            )
+        return Gathered(tuple(found), ())
     frames: list[Frame] = []
-    other = outside = objects = 0
+    other = outside = inside = objects = 0
     root = path.resolve()
-    for n, file in enumerate(_walk(path)):
+    for n, file in enumerate(walk(path)):
         if n >= MOST_FILES:
             raise InputError("folder-too-large", f"{shown(path)}: over {MOST_FILES:,} files; give one study's folder")
         try:
-            if file.is_symlink() and root not in file.resolve().parents:
+            linked = file.is_symlink()
+            if linked and leads_out(file, root):
                 outside += 1
+                continue
+            if linked and file.is_dir():
+                inside += 1
                 continue
             if not stat.S_ISREG(file.stat().st_mode):
                 other += 1
@@ -66,7 +77,7 @@ def gather(path: Path) -> Gathered:
                     f"{shown(file)}: named .dcm but not DICOM ({file.stat().st_size} bytes); copy the folder again",
                 )
             other += 1
-        elif file.name.upper() != "DICOMDIR":
+        elif not named_dicomdir(file):
             found = read_frames(file)
             objects += not found
             frames += found
@@ -75,6 +86,8 @@ def gather(path: Path) -> Gathered:
         notes.append(f"{other} files are not DICOM and were passed over")
     if outside:
         notes.append(f"{outside} links lead out of the folder and were passed over")
+    if inside:
+        notes.append(f"{inside} links to folders inside were not followed: their files are read where they lie")
     if objects:
         notes.append(f"{objects} DICOM objects hold no image (structure sets, reports) and were passed over")
     if not frames:
@@ -85,41 +98,77 @@ def gather(path: Path) -> Gathered:
     return Gathered(tuple(frames), tuple(notes))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder, followlinks=False):
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file under a folder and every link, those to folders too; none of them is followed.
+
+    Raises:
+        InputError: path-unreadable where a folder inside cannot be listed: half a body would be searched.
+    """
+    for where, folders, files in os.walk(folder, followlinks=False, onerror=_refuse_unlisted):
         folders.sort()
-        for name in sorted(files):
-            if not name.startswith("._"):  # what macOS leaves beside files on foreign disks
+        linked = [name for name in folders if (Path(where) / name).is_symlink()]
+        for name in sorted([*files, *linked]):
+            if not name.startswith("._") and name not in LITTER:  # macOS leaves ._NAME beside files on foreign disks
                 yield Path(where) / name
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    where, why = shown(error.filename), error.strerror or shown(error)
+    raise InputError("path-unreadable", f"{where}: this folder cannot be listed ({why}); change its rights") from error
+
+
+def leads_out(link: Path, root: Path) -> bool:
+    """Whether a link leads out of the resolved folder `root`."""
+    target = link.resolve()
+    return root not in (target, *target.parents)
 
 
 @contextlib.contextmanager
 def unzipped(path: Path) -> Iterator[Path]:
     """Unpack a zip into a temporary folder under numbered names, so that no name in it can lead anywhere.
 
+    What is refused while the folder is in use names the zip and its member: the number says nothing to anyone.
+
     Raises:
         InputError: zip-damaged, zip-encrypted, zip-unsafe-path, zip-too-large.
     """
     where = shown(path.name)
     folder = Path(tempfile.mkdtemp(prefix="volseg-"))
+    names: list[str] = []
     try:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if not m.is_dir()]
                 _check_members(members, path.stat().st_size, where)
+                names = [m.filename for m in members]
                 for n, member in enumerate(members):
                     if PurePosixPath(member.filename).name.startswith("._"):
                         continue
-                    target = folder / f"{n:06d}{PurePosixPath(member.filename).suffix[:8].lower()}"
+                    suffix = PurePosixPath(member.filename).suffix.lower()
+                    target = folder / f"member{n:06d}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
                     with archive.open(member) as source, target.open("wb") as sink:
                         shutil.copyfileobj(source, sink, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as e:
             raise InputError("zip-damaged", f"{where}: the zip cannot be read ({shown(e)}); copy it again") from e
         except OSError as e:
             raise InputError("zip-damaged", f"{where}: cannot be unpacked ({e.strerror or shown(e)})") from e
-        yield folder
+        try:
+            yield folder
+        except InputError as e:
+            raise InputError(e.code, _in_zip_words(e.message, folder, where, names)) from e
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_zip_words(message: str, folder: Path, where: str, names: list[str]) -> str:
+    """A refusal that speaks of the temporary folder and its numbered files, with the zip's and its members' names."""
+
+    def named(found: re.Match[str]) -> str:
+        number = int(found[1])
+        return f"{where}: {shown(names[number])}" if number < len(names) else found[0]
+
+    told = re.sub(r"(?:\S*/)?\bmember(\d{6})\b(?:\.[a-z0-9]{1,7}\b)?", named, message.replace(f"{folder}/", ""))
+    return told.replace(shown(folder), where)
 
 
 def _check_members(members: list[zipfile.ZipInfo], packed: int, where: str) -> None:

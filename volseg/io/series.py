@@ -6,7 +6,7 @@ Enters: frames. Leaves: `SeriesVolume`s with a stack or a refusal. Choosing betw
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ NO_UID = "no-uid"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PROJECTIONS = {"PROJECTION IMAGE", "MIP", "MINIP", "MAX_IP", "MIN_IP", "MPR_MIP"}
 _MAPS = {"PERFUSION", "RCBF", "RCBV", "MTT", "TTP"}
+# RescaleType (PS3.3 C.11.1.1.2); US is "unspecified". A spectral CT's maps say MGML, Z_EFF, ED ... under the CT class.
+_HOUNSFIELD = {"", "HU", "US", "HOUNSFIELD", "HOUNSFIELD UNITS", "UNSPECIFIED"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +113,37 @@ def _left_because(frames: Sequence[Frame]) -> str:
         return "a projection (MIP), not slices"
     if kinds & _MAPS and "DERIVED" in kinds:
         return "a derived map, not the scan"
+    if not_hounsfield(f):
+        return f"a map in {shown(f.rescale_type, 16)}, not in Hounsfield units"
     if "MOSAIC" in kinds:
         return "a mosaic of slices in one picture; convert it with its vendor's tool"
     return ""
 
 
+def not_hounsfield(f: Frame) -> bool:
+    """Whether a CT image says itself that its values are something else: mg/ml of iodine, electron density ..."""
+    return f.modality == "CT" and f.rescale_type not in _HOUNSFIELD
+
+
+def _with_issuers(frames: Iterable[Frame]) -> list[Frame]:
+    """The same frames; an issuer of a PatientID that only some of them name is everyone's.
+
+    Systems on the way add IssuerOfPatientID to what passes through them. Two issuers of one number stay two patients.
+    """
+    frames = list(frames)
+    issuers: dict[str, set[str]] = {}
+    for f in frames:
+        number, known, issuer = f.patient.partition("\n")
+        if known and issuer:
+            issuers.setdefault(number, set()).add(issuer)
+    whole = {f"{number}\n": f"{number}\n{min(names)}" for number, names in issuers.items() if len(names) == 1}
+    return [replace(f, patient=whole[f.patient]) if f.patient in whole else f for f in frames]
+
+
 def group_frames(frames: Iterable[Frame]) -> list[SeriesVolume]:
     """All frames of a folder -> the volumes they form, in a fixed order."""
     series: dict[tuple[str, ...], list[Frame]] = {}
-    for frame in frames:
+    for frame in _with_issuers(frames):
         series.setdefault(_series_key(frame), []).append(frame)
     out: list[SeriesVolume] = []
     taken: dict[str, int] = {}

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from volseg.errors import InputError
 from volseg.io.choose import choose
-from volseg.io.files import check_path, safe_name, shown, stem_of, suffix_of
+from volseg.io.files import check_path, recorded, safe_name, shown, stem_of, suffix_of
 from volseg.io.frames import looks_like_dicom
 from volseg.io.gather import Gathered, gather, unzipped
 from volseg.io.itk import ITK_SUFFIXES, read_itk
 from volseg.io.nifti import GZIP_MAGIC, read_nifti
 from volseg.io.pixels import read_voxels
-from volseg.io.series import SeriesVolume, group_frames
+from volseg.io.series import SeriesVolume, group_frames, not_hounsfield
 from volseg.io.voxels import check_finite, check_not_constant, ct_notes
 from volseg.types import Study, Volume
 
@@ -49,7 +49,7 @@ def read_study(path: str | os.PathLike[str], *, series_uid: str | None = None, n
     return Study(
         name=safe_name(name if name is not None else stem_of(Path(path))),
         volumes={volume.channel: volume},
-        source=str(Path(path).resolve()),  # another run may start in another folder
+        source=recorded(path),
         notes=notes,
     )
 
@@ -128,6 +128,8 @@ def dicom_notes(volume: SeriesVolume) -> list[str]:
         notes.append(f"gantry tilt of {volume.stack.tilt_degrees:.1f} degrees, kept in the affine as shear")
     if volume.modality == "CT" and not all(f.has_rescale for f in volume.frames):
         notes.append("no RescaleSlope: values are used as stored and may not be Hounsfield units")
+    if not_hounsfield(first):
+        notes.append(f"values are in {shown(first.rescale_type, 16)}, not in Hounsfield units")
     if first.photometric == "MONOCHROME1":
         notes.append("MONOCHROME1 (shown inverted on screens): values are used as they are")
     if len(volume.frames) < 3:

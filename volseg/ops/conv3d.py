@@ -29,7 +29,7 @@ def conv3d_3x3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     if x.shape[2] == 2 and trains_under_autocast(x):
         with torch.autocast("cpu", enabled=False):
             return conv3d_3x3x3(x.float(), weight, bias, also=None if also is None else also.float())
-    dtype = _winograd_type(x, weight, also)
+    dtype = _winograd_type(x, weight, bias, also)
     if dtype is None:
         return F.conv3d(x if also is None else torch.cat([x, also], dim=1), weight, bias, padding=1)
     if dtype == torch.bfloat16:
@@ -51,8 +51,15 @@ def conv3d_1x1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, also:
     """`F.conv3d(torch.cat([x, also], 1), weight, bias)` for weight (Cout, Ca + Cb, 1, 1, 1), as matrix products.
 
     x (B, Ca, X, Y, Z), also (B, Cb, X, Y, Z) -> (B, Cout, X, Y, Z). The second product is added to the first while it
-    is computed, so neither a concatenation nor a sum passes over the memory.
+    is computed, so neither a concatenation nor a sum passes over the memory. Raises ValueError for other shapes.
     """
+    if not _fits(x, weight, bias, also, size=1):
+        given = {"x": x, "also": also, "weight": weight, "bias": bias}
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items() if t is not None)
+        raise ValueError(
+            "a 1x1x1 convolution takes x (B, Ca, X, Y, Z), also (B, Cb, X, Y, Z), weight (Cout, Ca + Cb, 1, 1, 1) "
+            f"and bias (Cout,), got {shapes}"
+        )
     matrix = weight.flatten(1).expand(x.shape[0], -1, -1)
     y = torch.bmm(matrix[:, :, : x.shape[1]], x.flatten(2))
     if also is not None:
@@ -71,13 +78,30 @@ def trains_under_autocast(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
 
 
-def _winograd_type(x: Tensor, weight: Tensor, also: Tensor | None) -> torch.dtype | None:
-    """The type Winograd's algorithm would compute in here, None where it cannot or does not pay."""
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, also: Tensor | None, *, size: int) -> bool:
+    """Whether the shapes are those of a convolution of `size` taps along each axis."""
+    return (
+        x.ndim == 5
+        and (also is None or (also.shape[0], *also.shape[2:]) == (x.shape[0], *x.shape[2:]))
+        and weight.shape[1:] == (x.shape[1] + (0 if also is None else also.shape[1]), size, size, size)
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
+
+
+def _winograd_type(x: Tensor, weight: Tensor, bias: Tensor | None, also: Tensor | None) -> torch.dtype | None:
+    """The type Winograd's algorithm would compute in here, None where it cannot or does not pay.
+
+    The kernels check nothing and read beyond arrays of other shapes: those are torch's, to refuse in its own words.
+    Empty ones are torch's, too.
+    """
     if (
         x.device.type != "cpu"
         or torch.jit.is_tracing()
+        or not _fits(x, weight, bias, also, size=3)
         or min(weight.shape[:2]) < LEAST_CHANNELS
-        or x[0, 0].numel() < LEAST_VOXELS
+        or x.shape[2:].numel() < LEAST_VOXELS
+        or x.numel() == 0
+        or (also is not None and also.numel() == 0)
         or not installed("numba")
     ):
         return None
@@ -111,6 +135,7 @@ class _Convolution(torch.autograd.Function):
         return winograd(x, also, weight, bias)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, also, weight = ctx.saved_tensors
         dy = dy.contiguous()

@@ -20,8 +20,11 @@ def gelu_squares(h: Tensor) -> tuple[Tensor, Tensor]:
 
     Without gradients `h` is overwritten by its GELU. On the CPU float32 and bfloat16 are compiled (`_gelu_numba.py`:
     within 4e-7 of torch's values; 21 million numbers in 11 ms on one core, their slopes in 13; torch's GELU alone takes
-    14), everything else takes torch's operations. The same bits on any number of threads.
+    14), everything else takes torch's operations. The same bits on any number of threads. A trace can hold tensor
+    operations only: while tracing, and where there is nothing to walk through, the definition is taken and `h` stays.
     """
+    if torch.jit.is_tracing() or h.numel() == 0:
+        return gelu_squares_reference(h)
     if torch.is_grad_enabled() and h.requires_grad:
         return _GeluSquares.apply(h.contiguous())
     h = h.contiguous()

@@ -19,15 +19,17 @@ def instance_norm_act(
 ) -> Tensor:
     """act(norm(y) + residual), the residual normalised too if asked for; y and residual (B, C, X, Y, Z).
 
-    act is a leaky ReLU: slope 0 is ReLU, 1 nothing, and none beyond 1. In inference on the CPU `y` is overwritten and
-    returned; while gradients are kept, and elsewhere, `y` stays. bfloat16 is normalised in float32.
+    act is a leaky ReLU: slope 0 is ReLU, 1 nothing, and none beyond 1. The result has the wider type of y and residual.
+    In inference on the CPU `y` is overwritten and returned where it has that type; while gradients are kept, and
+    elsewhere, `y` stays. bfloat16 is normalised in float32. A residual of another shape is torch's to broadcast.
     """
     given = [y] if residual is None else [y, residual]
-    if all(map(_compiled_can, given)):
+    if all(_compiled_can(t) and t.shape == y.shape for t in given):
         form = _Form(slope, normalise_residual, eps)
         if torch.is_grad_enabled() and any(t.requires_grad for t in given):
             return _NormAct.apply(y, residual, form)
-        return _forward(y, residual, form, y)[0]
+        wider = _wider(y, residual)
+        return _forward(y, residual, form, y if wider == y.dtype else torch.empty_like(y, dtype=wider))[0]
     out = F.instance_norm(y, eps=eps)
     if residual is not None:
         out = out + (F.instance_norm(residual, eps=eps) if normalise_residual else residual)
@@ -46,9 +48,14 @@ def _compiled_can(t: Tensor) -> bool:
         and t.dtype in (torch.float32, torch.bfloat16)
         and t.is_contiguous()
         and not torch.jit.is_tracing()
-        and t[0, 0].numel() > 1  # torch refuses to normalise a single voxel, in its own words
+        and t.shape[2:].numel() > 1  # torch refuses to normalise a single voxel, in its own words
+        and t.numel() > 0
         and installed("numba")
     )
+
+
+def _wider(y: Tensor, residual: Tensor | None) -> torch.dtype:
+    return y.dtype if residual is None else torch.promote_types(y.dtype, residual.dtype)
 
 
 def _rows(t: Tensor) -> np.ndarray:
@@ -84,8 +91,7 @@ def _forward(y: Tensor, residual: Tensor | None, form: _Form, out: Tensor) -> tu
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, residual: Tensor | None, form: _Form) -> Tensor:  # type: ignore[override]
-        wider = y.dtype if residual is None else torch.promote_types(y.dtype, residual.dtype)
-        out, ctx.moments = _forward(y, residual, form, torch.empty_like(y, dtype=wider))
+        out, ctx.moments = _forward(y, residual, form, torch.empty_like(y, dtype=_wider(y, residual)))
         ctx.save_for_backward(y, residual)
         ctx.form = form
         return out
@@ -100,7 +106,7 @@ class _NormAct(torch.autograd.Function):
         dresidual = y.new_empty((0,)) if residual is None else torch.empty_like(residual)
         other = y.new_empty((0,)) if residual is None else residual
         dout_, y_, other_, dy_, dother_ = (array(t.reshape(-1)) for t in (dout.contiguous(), y, other, dy, dresidual))
-        n, moments = y[0, 0].numel(), ctx.moments
+        n, moments = y.shape[2:].numel(), ctx.moments
         run_tasks(
             lambda i, j: kernels.gradients(
                 dout_, y_, n, moments[0], moments[1], np.float32(form.slope), other_, moments[2], moments[3],

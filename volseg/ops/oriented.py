@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from volseg.ops.causal_conv import causal_conv1d
+from volseg.ops.causal_conv import causal_conv1d, check_causal_conv
 from volseg.ops.installed import installed
 from volseg.ops.selective_scan import Backend, _check, _choose, selective_scan
 from volseg.ops.token_order import TokenOrder, to_positions, to_tokens
@@ -31,8 +31,9 @@ def oriented_conv_silu(
 ) -> Tensor:
     """silu(causal depthwise convolution) along the tokens. x (B, C, L), weight (C, 1, K), bias (C,) -> (B, C, L).
 
-    bias may be None. Raises ValueError where the order's slices do not divide L.
+    bias may be None. Raises ValueError for other shapes, and where the order's slices do not divide L.
     """
+    check_causal_conv(x, weight, bias)
     order.check(x.shape[2])
     if steps_in_any_order(x, backend):
         from volseg.ops._conv_cpu import causal_conv_silu_numba

@@ -41,6 +41,7 @@ PROVENANCE_NAMES = {
     "precision": "Precision",
     "settings": "Settings",
     "other_weights": "Other networks heeded",
+    "study_fingerprint": "Study (fingerprint of its files)",
 }
 
 

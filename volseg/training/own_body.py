@@ -35,21 +35,23 @@ def first_half(bone: NDArray[np.bool_], suspected: NDArray[np.bool_], spacing_mm
     """True in one half of a volume (X, Y, Z) in RAS+, False in the other; mirrored places lie in different halves.
 
     Slabs across the body alternate; to the right of the middle (the median of the bone) they alternate the other way.
-    Each 26-connected piece of `suspected` lies, with a rim, in the half in which its middle lies.
+    Each 26-connected piece of `suspected` lies, with a rim, in the half in which its middle lies. Pieces whose rims
+    meet count as one: the rim of either could cut the other.
     """
     across = bone.sum(axis=(1, 2)).cumsum()
     right = np.arange(bone.shape[0]) > np.searchsorted(across, across[-1] / 2)
     slab = np.arange(bone.shape[2]) * spacing_mm // SLAB_MM % 2 == 1
     half = np.broadcast_to(right[:, None, None] ^ slab, bone.shape).copy()
     whole = half.copy()
-    pieces, _ = ndimage.label(suspected, structure=TOUCHING)
     reach = max(1, round(RIM_MM / spacing_mm))
-    for number, box in enumerate(ndimage.find_objects(pieces), start=1):
-        room = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)
-        rim = ndimage.binary_dilation(pieces[room] == number, TOUCHING, iterations=reach)
-        voxels = np.argwhere(pieces[room] == number)
-        middle = voxels.mean(axis=0).round().astype(int) + [s.start for s in room]
-        whole[room][rim] = half[tuple(middle)]
+    # Cubes of 2 reach + 1 voxels, one axis after the other: a third of the time of a dilation (2026-11).
+    near = ndimage.maximum_filter(suspected.astype(np.uint8), size=2 * reach + 1, mode="constant")
+    groups, _ = ndimage.label(near, structure=TOUCHING)
+    for number, box in enumerate(ndimage.find_objects(groups), start=1):
+        rims = groups[box] == number
+        voxels = np.argwhere(rims & suspected[box])
+        middle = voxels.mean(axis=0).round().astype(int) + [s.start for s in box]
+        whole[box][rims] = half[tuple(middle)]
     return whole
 
 
