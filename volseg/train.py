@@ -76,8 +76,6 @@ def train_bundle(
             check_installed(name)
     listed = str(options.case_list or folder)
     cases = _labelled(listed_cases(listed, "training"), "training")
-    if out.exists() and not out.is_dir():
-        raise UsageError("output-not-a-folder", f"{out} is a file; -o takes the folder for weights and state")
     config = files.root / "configs" / "train.json"
     known = json.loads(config.read_text(encoding="utf-8"))
     changes = _changes(files, options, known)

@@ -159,7 +159,21 @@ def refuse(error: VolsegError) -> int:
 def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie in [0, 1)")
+        raise argparse.ArgumentTypeError(f"{text}: a number from 0 to below 1 is wanted")
+    return value
+
+
+def above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number above 0 is wanted")
+    return value
+
+
+def from_zero(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: seeds count from 0")
     return value
 
 

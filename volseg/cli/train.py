@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from volseg.cli.shared import FORMATTER, Commands, asked_precision, positive
+from volseg.cli.shared import (
+    FORMATTER,
+    Commands,
+    above_zero,
+    asked_precision,
+    check_output,
+    fraction,
+    from_zero,
+    positive,
+)
 from volseg.errors import UsageError
 
 
@@ -28,11 +36,11 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     train.add_argument("--epochs", type=positive, help="epochs in all (default: what the bundle says)")
     train.add_argument("--iterations", type=positive, help="iterations per epoch")
     train.add_argument("--batch-size", type=positive, help="crops per iteration")
-    train.add_argument("--learning-rate", type=_above_zero, help="peak learning rate")
-    train.add_argument("--seed", type=_from_zero, help="seed of weights, crops and augmentations")
+    train.add_argument("--learning-rate", type=above_zero, help="peak learning rate")
+    train.add_argument("--seed", type=from_zero, help="seed of weights, crops and augmentations")
     train.add_argument("--precision", choices=("auto", "float32", "bfloat16"),
                        help="of the arithmetic; auto: bf16 where this machine computes it")  # fmt: skip
-    train.add_argument("--ema", type=_decay, metavar="DECAY",
+    train.add_argument("--ema", type=fraction, metavar="DECAY",
                        help="average the weights, and validate and save that (.999 is common; 0: do not)")  # fmt: skip
     train.add_argument("--folds", type=positive, metavar="N",
                        help="cross-validation over patients: deal the training section into N folds")  # fmt: skip
@@ -50,31 +58,11 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     train.set_defaults(run=_train)
 
 
-def _from_zero(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: seeds count from 0")
-    return number
-
-
-def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: a number above 0 is wanted")
-    return number
-
-
-def _decay(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a number from 0 to below 1 is wanted")
-    return number
-
-
 def _train(args: argparse.Namespace) -> int:
     from volseg.inference.bundle import find_bundle
     from volseg.train import TrainOptions, dataset_folder, train_bundle
 
+    check_output(args.out, [])
     overrides: dict[str, Any] = {}
     for item in args.set:
         key, _, value = item.partition("=")
