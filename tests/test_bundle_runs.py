@@ -108,7 +108,9 @@ def test_inference_from_elsewhere_gives_the_mask_of_volseg_predict(bundle, tmp_p
     same_from_elsewhere(bundle, tmp_path, LENIENT)
 
 
-def test_a_network_trained_on_the_scan_gives_one_mask_both_ways_too(bundle, tmp_path):
+@pytest.mark.parametrize("name", ["bone_ct_segmamba_segmentation", "bmseg_bmsmm_net_segmentation"])
+def test_a_network_trained_on_the_scan_gives_one_mask_both_ways_too(name, tmp_path):
+    bundle = shipped_bundles()[name]
     adapted = same_from_elsewhere(bundle, tmp_path / "with", LENIENT | {"adapt": True, "adapt_steps": 2})
     as_shipped = same_from_elsewhere(bundle, tmp_path / "without", LENIENT)
     assert not np.array_equal(adapted, as_shipped)

@@ -1,18 +1,23 @@
 """Test-time training: halves interlock, suspects stay whole, nothing outside the copies changes, anatomy is learnt."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from volseg.networks import SegMamba
+from volseg.networks import BMSMMNet, SegMamba, SliceWise
 from volseg.phantoms import ct_phantom
 from volseg.training.lesion_loss import LesionBalancedDiceCELoss
 from volseg.training.own_body import first_half, grown_cases, only_where
+from volseg.training.recipes import SliceRecipe, VolumeRecipe
+from volseg.training.regions import RegionLoss
 from volseg.training.test_time import AdaptingInferer
 from volseg.transforms.bone_context import BoneContextd
-from volseg.transforms.ct import BoneMaskd, RasIsotropicd
+from volseg.transforms.ct import BoneMaskd, HounsfieldWindowd, RasIsotropicd
 from volseg.transforms.metatensor import to_metatensor
 
 
@@ -24,9 +29,65 @@ class Look(SimpleInferer):
         return super().__call__(inputs, network, *args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network that can be trained on a scan: its recipe, what it is shown, random weights, what it learns."""
+
+    recipe: VolumeRecipe | SliceRecipe
+    shown: Callable[[dict], torch.Tensor]
+    network: Callable[[bool], nn.Module]
+    truth: Callable[[dict], torch.Tensor]
+
+
+def tiny_volume(suspicious: bool = False) -> nn.Module:
+    """Random weights that suspect nothing at first sight, or everything."""
+    torch.manual_seed(0)
+    network = SegMamba(3, 2, (1, 1, 1, 1), (4, 8, 8, 8), 8).eval()
+    with torch.no_grad():
+        network.out.conv.conv.bias.copy_(torch.tensor([-2.0, 2.0] if suspicious else [2.0, -2.0]))
+    return network
+
+
+def tiny_slices(suspicious: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    slices = BMSMMNet(in_channels=5, widths=[4, 8, 8, 8, 8], heads=["bone", "lesion"])
+    network = SliceWise(slices, slice_axis=[0, 1, 2], context=2).eval()
+    lesion = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.out_channels == 1][-1]
+    with torch.no_grad():
+        lesion.bias.fill_(3.0 if suspicious else -3.0)
+    return network
+
+
+def in_windows(data: dict) -> torch.Tensor:
+    return BoneContextd()(data)["image"].as_tensor()[None]
+
+
+def as_picture(data: dict) -> torch.Tensor:
+    return HounsfieldWindowd("image", low=-200, high=1000)(data)["image"].as_tensor()[None]
+
+
+def lesions(case: dict) -> torch.Tensor:
+    return torch.as_tensor(case["label"])[None].float()
+
+
+def bone_and_lesions(case: dict) -> torch.Tensor:
+    return torch.cat([(torch.as_tensor(case["bone"])[None] > 0).float(), lesions(case)], dim=1)
+
+
+KINDS = {
+    "volume": Kind(VolumeRecipe(spacing_mm=2.0), in_windows, tiny_volume, lesions),
+    "slices": Kind(SliceRecipe(spacing_mm=2.0, crop_size=(32, 32)), as_picture, tiny_slices, bone_and_lesions),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request) -> Kind:
+    return KINDS[request.param]
+
+
 @pytest.fixture(scope="module")
-def scan():
-    """A phantom's middle on a 2 mm grid: image (1, 3, 48, 32, 48), bone and HU (1, 1, 48, 32, 48)."""
+def body() -> dict:
+    """A phantom's middle on a 2 mm grid: image in HU and bone (1, 48, 32, 48)."""
     volume = ct_phantom(np.random.default_rng(3), region="abdomen").volume
     data = RasIsotropicd("image", spacing_mm=2.0, antialias=True)({"image": to_metatensor(volume)})
     data = BoneMaskd()(data)
@@ -35,19 +96,14 @@ def scan():
         slice(max(0, min(int(c) - n // 2, size - n)), max(0, min(int(c) - n // 2, size - n)) + n)
         for c, n, size in zip(middle, (48, 32, 48), data["image"].shape[1:], strict=True)
     )
-    data = {key: value[(slice(None), *cut)] for key, value in data.items()}
-    hu = data["image"].as_tensor().clone()[None]
-    image = BoneContextd()(data)["image"].as_tensor()[None]
-    return image, data["bone"].as_tensor()[None], hu
+    return {key: value[(slice(None), *cut)] for key, value in data.items()}
 
 
-def tiny(suspicious: bool = False) -> nn.Module:
-    """Random weights that suspect nothing at first sight, or everything."""
-    torch.manual_seed(0)
-    network = SegMamba(3, 2, (1, 1, 1, 1), (4, 8, 8, 8), 8).eval()
-    with torch.no_grad():
-        network.out.conv.conv.bias.copy_(torch.tensor([-2.0, 2.0] if suspicious else [2.0, -2.0]))
-    return network
+@pytest.fixture
+def scan(body, kind):
+    """The body as a network sees it (1, C, 48, 32, 48), bone and HU (1, 1, 48, 32, 48)."""
+    hu = body["image"].as_tensor().clone()[None]
+    return kind.shown({key: value.clone() for key, value in body.items()}), body["bone"].as_tensor()[None], hu
 
 
 def test_mirrored_places_and_neighbouring_slabs_lie_in_different_halves():
@@ -82,8 +138,41 @@ def test_the_loss_sees_nothing_outside():
     assert torch.equal(loss(*only_where(counts, other, torch.where(counts, label, 1 - label))), value)
 
 
-def test_cases_are_the_scan_with_lesions_in_its_bone(scan):
-    _, bone, hu = (t[0, 0].numpy() for t in scan)
+def test_nor_does_a_loss_of_regions():
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 2, 16, 16, requires_grad=True), (torch.rand(2, 2, 16, 16) > 0.7).float()
+    counts = torch.rand(2, 1, 16, 16) > 0.5
+    value = RegionLoss()(*only_where(counts, logits, label))
+    value.backward()
+    assert (logits.grad[(~counts).expand_as(logits)] == 0).all() and (logits.grad[counts.expand_as(logits)] != 0).all()
+    far = RegionLoss()(*only_where(counts, torch.where(counts, logits, 50.0), torch.where(counts, label, 1 - label)))
+    assert torch.equal(far, value)
+    nothing = RegionLoss()(*only_where(torch.zeros_like(counts), logits, label))
+    assert float(nothing.detach()) == pytest.approx(0, abs=0.01), "a crop without a voxel that counts weighs nothing"
+
+
+def test_a_crop_is_what_the_network_takes_and_is_to_answer(kind, body):
+    hu, bone = (body[key][0].numpy() for key in ("image", "bone"))
+    case = grown_cases(hu, bone, 2.0, seed=1)[0]
+    case |= {"counts": torch.ones_like(case["label"])}
+    crops = kind.recipe.crops()
+    crops.set_random_state(3)
+    crop = crops(case)[0]
+    network = kind.network(False)
+    logits = network(crop["image"][None].float())
+    assert logits.shape[2:] == crop["label"].shape[1:] == crop["counts"].shape[1:]
+    value = kind.recipe.loss(logits, torch.as_tensor(crop["label"])[None].float(), crop["counts"][None] > 0)
+    assert value.ndim == 0 and torch.isfinite(value)
+
+
+def test_probabilities_and_logits_undo_each_other(kind):
+    logits = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    probabilities = kind.recipe.probabilities(logits)
+    torch.testing.assert_close(kind.recipe.probabilities(kind.recipe.logits(probabilities)), probabilities)
+
+
+def test_cases_are_the_scan_with_lesions_in_its_bone(body):
+    hu, bone = (body[key][0].numpy() for key in ("image", "bone"))
     cases = grown_cases(hu, bone, 2.0, seed=1)
     again = grown_cases(hu, bone, 2.0, seed=1)
     assert 5 <= len(cases) <= 20 and any(case["label"].any() for case in cases)
@@ -96,27 +185,27 @@ def test_cases_are_the_scan_with_lesions_in_its_bone(scan):
         assert (bone[label] > 0).mean() > 0.5 if label.any() else True
 
 
-def test_no_steps_and_no_bone_leave_it_to_the_inferer(scan):
+def test_no_steps_and_no_bone_leave_it_to_the_inferer(scan, kind):
     image, bone, hu = scan
-    network = tiny()
+    network = kind.network(False)
     own = network(image)
-    assert torch.equal(AdaptingInferer(Look(), steps=0)(image, network, occupancy=bone, hu=hu), own)
-    adapting = AdaptingInferer(Look(), steps=2)
+    assert torch.equal(AdaptingInferer(Look(), kind.recipe, steps=0)(image, network, occupancy=bone, hu=hu), own)
+    adapting = AdaptingInferer(Look(), kind.recipe, steps=2)
     assert torch.equal(adapting(image, network, occupancy=torch.zeros_like(bone), hu=hu), own)
     assert torch.equal(adapting(image, network), own)
     assert adapting.note == "", "nothing is said of a training that did not take place"
     with pytest.raises(ValueError, match="negative"):
-        AdaptingInferer(Look(), steps=-1)
+        AdaptingInferer(Look(), kind.recipe, steps=-1)
     with pytest.raises(TypeError, match="Module"):
         adapting(image, lambda x: network(x), occupancy=bone, hu=hu)
 
 
-def test_the_network_and_chance_outside_stay_as_they_were(scan):
+def test_the_network_and_chance_outside_stay_as_they_were(scan, kind):
     image, bone, hu = scan
-    network = tiny()
+    network = kind.network(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     chance, numpy_chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    adapting = AdaptingInferer(Look(), steps=3, batch_size=1, learning_rate=1e-2)
+    adapting = AdaptingInferer(Look(), kind.recipe, steps=3, batch_size=1, learning_rate=1e-2)
     with torch.inference_mode():
         first = adapting(image, network, occupancy=bone, hu=hu)
         assert "2 x 3 steps in float32" in adapting.note
@@ -126,33 +215,34 @@ def test_the_network_and_chance_outside_stay_as_they_were(scan):
         second = adapting(image, network, occupancy=bone, hu=hu)
         own = network(image)
     assert torch.equal(first, second), "the same scan gives the same answer"
-    assert not torch.allclose(first.softmax(1), own.softmax(1), atol=1e-3)
+    seen = kind.recipe.probabilities
+    assert not torch.allclose(seen(first[0]), seen(own[0]), atol=1e-3)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not network.training and first.shape == own.shape
 
 
-def test_where_everything_is_suspected_nothing_is_unlearnt(scan):
+def test_where_everything_is_suspected_nothing_is_unlearnt(scan, kind):
     image, bone, hu = scan
-    network = tiny(suspicious=True)
+    network = kind.network(True)
     with torch.inference_mode():
-        found = AdaptingInferer(Look(), steps=3, batch_size=1)(image, network, occupancy=bone, hu=hu)
-        torch.testing.assert_close(found.softmax(1), network(image).softmax(1), atol=1e-4, rtol=0)
+        found = AdaptingInferer(Look(), kind.recipe, steps=3, batch_size=1)(image, network, occupancy=bone, hu=hu)
+        seen = kind.recipe.probabilities
+        torch.testing.assert_close(seen(found[0]), seen(network(image)[0]), atol=1e-4, rtol=0)
 
 
-def test_what_is_learnt_in_one_half_helps_in_the_other(scan):
-    _, bone, hu = (t[0, 0].numpy() for t in scan)
-    network, loss = tiny(suspicious=True), LesionBalancedDiceCELoss(2.0)
+def test_what_is_learnt_in_one_half_helps_in_the_other(body, kind):
+    hu, bone = (body[key][0].numpy() for key in ("image", "bone"))
+    network = kind.network(True)
     half = first_half(bone > 0, np.zeros(bone.shape, bool), 2.0)
-    adapting = AdaptingInferer(Look(), steps=20, batch_size=1, learning_rate=5e-3)
+    adapting = AdaptingInferer(Look(), kind.recipe, steps=20, batch_size=2, learning_rate=2e-2)
     copies = adapting.trained_copies(hu, bone, half, network)
     fresh = grown_cases(hu, bone, 2.0, seed=99)[:4]
     for copy, searched in zip(copies, (half, ~half), strict=True):
         counts = torch.from_numpy(searched)[None, None]
         before = after = 0.0
         for case in fresh:
-            image = BoneContextd()(case | {"image": case["image"].float()})["image"].as_tensor()[None]
-            label = case["label"].float()[None]
+            image = kind.shown(case | {"image": case["image"].float()})
             with torch.inference_mode():
-                before += float(loss(*only_where(counts, network(image), label)))
-                after += float(loss(*only_where(counts, copy(image), label)))
-        assert after < 0.9 * before
+                before += float(kind.recipe.loss(network(image), kind.truth(case), counts))
+                after += float(kind.recipe.loss(copy(image), kind.truth(case), counts))
+        assert after < 0.95 * before

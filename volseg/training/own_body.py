@@ -82,11 +82,13 @@ def grown_cases(hu: NDArray, bone: NDArray[np.uint8], spacing_mm: float, seed: i
 
 
 def only_where(counts: Tensor, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, 2, X, Y, Z) and label (B, 1, X, Y, Z) for a loss that is to see nothing outside `counts` (as label).
+    """Logits (B, 2, *axes) and label for a loss that is to see nothing outside `counts` (B, 1, *axes).
 
-    Outside, the label says background and the logits agree, with no gradient.
+    Outside, the label says background and the logits agree, with no gradient. A label (B, 1, *axes) belongs to classes
+    that exclude each other; one of (B, 2, *axes) to regions with a head each, none of which is background.
     """
-    sure = logits.new_tensor([SURE, -SURE]).view(1, 2, 1, 1, 1)
+    first = -SURE if label.shape[1] == logits.shape[1] else SURE
+    sure = logits.new_tensor([first, -SURE]).view(1, 2, *[1] * (logits.ndim - 2))
     return torch.where(counts, logits, sure), torch.where(counts, label, torch.zeros_like(label))
 
 

@@ -17,37 +17,24 @@ Sources: test-time training, Sun et al., ICML 2020 (arXiv 1909.13231); cross-fit
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from monai.inferers import Inferer
 from monai.optimizers import WarmupCosineSchedule
-from monai.transforms import (
-    CastToTyped,
-    Compose,
-    RandFlipd,
-    RandGaussianNoised,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from volseg.training.lesion_loss import LesionBalancedDiceCELoss
 from volseg.training.muon import Muon
-from volseg.training.own_body import Case, first_half, grown_cases, only_where, plain
-from volseg.transforms.bodies import RandBodyd, RandBoneDensityd
-from volseg.transforms.bone_context import BoneContextd
-from volseg.transforms.crops import RandBoneCropd
-from volseg.transforms.marrow_field import RandMarrowFieldd
+from volseg.training.own_body import Case, first_half, grown_cases, plain
+from volseg.training.recipes import Recipe
 
 # A voxel of at least this probability is suspected at first sight.
 SUSPECT = 0.3
-KEYS = ("image", "bone", "label", "counts")
 
 
 class AdaptingInferer(Inferer):
@@ -55,10 +42,8 @@ class AdaptingInferer(Inferer):
 
     Args:
         inferer: what slides the window.
+        recipe: how this kind of network is trained, and on what grid (`volseg.training.recipes`).
         steps: of training per half; 0 leaves everything to `inferer`.
-        spacing_mm: edge of a voxel of the working grid.
-        windows_hu: the network's HU windows (`volseg.transforms.bone_context.BoneContextd`).
-        crop_size: of the training crops, voxels; what the network was trained on.
         batch_size: crops per step.
         learning_rate: the highest; it rises for a twelfth of the steps and falls to 0 (cosine).
         precision: "float32" or "bfloat16", of the training.
@@ -67,17 +52,15 @@ class AdaptingInferer(Inferer):
 
     Call: `inferer(image, network, occupancy=bone, hu=hu)`; image (B, C, X, Y, Z), bone (B, 1, X, Y, Z) as BoneMaskd
     gives it, hu (B, 1, X, Y, Z). Without bone in view, nothing is trained. Logits (B, 2, X, Y, Z) come out, of the mean
-    probability.
+    probabilities.
     """
 
     def __init__(
         self,
         inferer: Inferer,
+        recipe: Recipe,
         *,
         steps: int = 0,
-        spacing_mm: float = 2.0,
-        windows_hu: Sequence[Sequence[float]] = ((-250.0, 1050.0), (-150.0, 450.0)),
-        crop_size: Sequence[int] = (32, 32, 32),
         batch_size: int = 4,
         learning_rate: float = 1e-3,
         precision: str = "float32",
@@ -87,8 +70,8 @@ class AdaptingInferer(Inferer):
         super().__init__()
         if steps < 0:
             raise ValueError(f"steps of test-time training cannot be negative, got {steps}")
-        self.inferer, self.steps, self.spacing_mm, self.windows_hu = inferer, steps, spacing_mm, windows_hu
-        self.crop_size, self.batch_size, self.learning_rate = tuple(crop_size), batch_size, learning_rate
+        self.inferer, self.recipe, self.steps = inferer, recipe, steps
+        self.batch_size, self.learning_rate = batch_size, learning_rate
         self.precision, self.seed, self.progress = precision, seed, progress
         self._learnt = False
 
@@ -120,16 +103,16 @@ class AdaptingInferer(Inferer):
             if not (bone > 0).any():
                 continue
             self._learnt = True
-            probability = own[i].float().softmax(0)
-            first = first_half(bone > 0, plain(probability[1]).cpu().numpy() >= SUSPECT, self.spacing_mm)
+            probability = self.recipe.probabilities(own[i])
+            first = first_half(bone > 0, plain(probability[1]).cpu().numpy() >= SUSPECT, self.recipe.spacing_mm)
             copies = self.trained_copies(plain(hu[i, 0]).cpu().numpy(), bone, first, network)
             one, other = (
                 self.inferer(inputs[i : i + 1], searcher, *args, occupancy=occupancy[i : i + 1], **kwargs)[0]
                 for searcher in copies
             )
             where = torch.from_numpy(first).to(own.device)
-            adapted = torch.where(where, one.float().softmax(0), other.float().softmax(0))
-            logits[i] = ((probability + adapted) / 2).clamp_min(1e-7).log()
+            adapted = torch.where(where, self.recipe.probabilities(one), self.recipe.probabilities(other))
+            logits[i] = self.recipe.logits((probability + adapted) / 2)
         return logits
 
     def trained_copies(
@@ -144,7 +127,7 @@ class AdaptingInferer(Inferer):
         disable = None if self.progress is None else not self.progress
         bar = tqdm(total=2 * self.steps, desc="growing lesions to learn from", unit="step", disable=disable)
         with bar, torch.inference_mode(False), torch.enable_grad():
-            cases = grown_cases(hu, bone, self.spacing_mm, self.seed)
+            cases = grown_cases(hu, bone, self.recipe.spacing_mm, self.seed)
             bar.set_description("learning this body")
             bar.unpause()
             for half in (first, ~first):
@@ -155,13 +138,12 @@ class AdaptingInferer(Inferer):
 
     def _trained(self, network: nn.Module, cases: list[Case], device: torch.device, bar: tqdm) -> nn.Module:
         rng = np.random.default_rng(self.seed)
-        crops = self._crops()
+        crops = self.recipe.crops()
         crops.set_random_state(self.seed)
         network.train().requires_grad_(True)
         optimizer = Muon(network, lr=self.learning_rate)
         schedule = WarmupCosineSchedule(optimizer, warmup_steps=max(1, self.steps // 12), t_total=self.steps)
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 8 / self.steps)))
-        loss = LesionBalancedDiceCELoss(self.spacing_mm)
         for _ in range(self.steps):
             batch = [crops(dict(cases[rng.integers(len(cases))]))[0] for _ in range(self.batch_size)]
             image, label, counts = (
@@ -171,30 +153,10 @@ class AdaptingInferer(Inferer):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = network(image)
             optimizer.zero_grad()
-            loss(*only_where(counts > 0, logits.float(), label)).backward()
+            self.recipe.loss(logits.float(), label, counts > 0).backward()
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
             bar.update()
         trained: nn.Module = average.module
         return trained.eval().requires_grad_(False)
-
-    def _crops(self) -> Compose:
-        """As in the bundle's training, but mostly the patient's own body as it is: that is the one to learn."""
-        roomy = [n + 8 for n in self.crop_size]
-        return Compose(
-            [
-                RandBoneCropd(KEYS, label_key="label", roi_size=roomy, weights=(0.55, 0.4, 0.05)),
-                CastToTyped(["image", "bone"], dtype=torch.float32),
-                RandBodyd(
-                    KEYS, spatial_size=self.crop_size, mode=["bilinear", "bilinear", "nearest", "nearest"], prob=0.3
-                ),
-                RandBoneDensityd(prob=0.15),
-                RandMarrowFieldd(prob=0.15),
-                RandFlipd(KEYS, prob=0.5, spatial_axis=0),
-                RandGaussianNoised("image", prob=0.3, mean=0.0, std=20.0),
-                RandScaleIntensityd("image", prob=0.3, factors=0.12),
-                RandShiftIntensityd("image", prob=0.3, offsets=30.0),
-                BoneContextd(windows_hu=self.windows_hu),
-            ]
-        )  # fmt: skip
