@@ -54,6 +54,7 @@ def test_segmamba_s_figures_are_the_measured_ones(page: Path):
     [
         (SEGMAMBA, "_lesions_adapted", "adapt", "_lesions"),
         (SEGMAMBA, "_lesions_ensemble", "ensemble", "_lesions"),
+        (SLICES, f"_lesions_{SLICES}_adapted", "adapt", f"_lesions_{SLICES}"),
         (DETECTOR, "_lesions_detector_ensemble", "ensemble", f"_lesions_{DETECTOR}"),
     ],
 )
