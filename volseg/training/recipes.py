@@ -7,7 +7,7 @@ bundle's own training, but mostly of the body as it is: that is the one to learn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -37,6 +37,8 @@ from volseg.transforms.slices2d import HIGHEST, SlicesOfCtd
 KEYS = ("image", "bone", "label", "counts")
 # How often a crop is turned, stretched and bent, and its bone made denser or thinner or its marrow uneven.
 OTHER_BODY, OTHER_BONE = 0.3, 0.15
+# Voxels that bending a slab of slices may draw from beyond it, as `slab_margin` in the bundle's train.json.
+SLAB_MARGIN = (8, 8, 16)
 
 
 class Recipe(Protocol):
@@ -117,11 +119,10 @@ class SliceRecipe:
     crop_size: Sequence[int] = (64, 64)
     context: int = 2
     even_mm: float = 15.0
-    margin: Sequence[int] = field(default=(8, 8, 16), repr=False)
 
     def crops(self) -> Compose:
         slab = [*self.crop_size, 2 * self.context + 1]
-        roomy = [n + more for n, more in zip(slab, self.margin, strict=True)]
+        roomy = [n + more for n, more in zip(slab, SLAB_MARGIN, strict=True)]
         modes = ["bilinear", "nearest", "nearest", "nearest"]
         shown = ["image", "label", "counts"]
         return Compose(
