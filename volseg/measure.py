@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,8 +15,9 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from volseg.errors import InputError
-from volseg.geometry import TOUCHING, voxel_to_ras_mm, voxel_volume_mm3, voxels_within, widened
+from volseg.geometry import voxel_to_ras_mm, voxel_volume_mm3, voxels_within, widened
 from volseg.labels import LesionKind
+from volseg.lesion_parts import connected_parts
 from volseg.types import Lesion
 
 log = logging.getLogger(__name__)
@@ -38,13 +40,15 @@ def label_lesions(
     threshold: float = 0.5,
     min_volume_mm3: float = 30.0,
     seed_threshold: float | None = None,
+    part_at: Sequence[float] = (),
     bone: NDArray | None = None,
 ) -> NDArray[np.uint16]:
     """Cut a lesion probability (X, Y, Z) into lesions: uint16 (X, Y, Z), 0 outside, id 1 the largest.
 
-    A lesion is a 26-connected component of `probability >= threshold` of at least `min_volume_mm3`. With
-    `seed_threshold`, only components that reach it somewhere stay (hysteresis); with `bone` (X, Y, Z), only those that
-    share a voxel with bone. Equal volumes keep the order of their first voxel. NaN counts as no lesion.
+    A lesion is a 26-connected component of `probability >= threshold` of at least `min_volume_mm3`, or what it is
+    parted into at the levels `part_at` (`volseg.lesion_parts.connected_parts`). With `seed_threshold`, only those that
+    reach it somewhere stay (hysteresis); with `bone` (X, Y, Z), only those that share a voxel with bone. Equal volumes
+    keep the order of their first voxel. NaN counts as no lesion.
     Raises InputError("too-many-lesions") above 65535.
     """
     instances = np.zeros(probability.shape, dtype=np.uint16)
@@ -52,7 +56,7 @@ def label_lesions(
     box = _occupied_box(inside)
     if box is None:
         return instances
-    labelled, found = ndimage.label(inside[box], structure=TOUCHING)
+    labelled, found = connected_parts(probability[box], affine, threshold=threshold, levels=part_at)
     voxels = np.bincount(labelled.ravel(), minlength=found + 1)
     # A millionth of slack: a limit of exactly n voxels must not fall to the rounding of the determinant.
     keep = voxels * voxel_volume_mm3(affine) >= min_volume_mm3 * (1 - 1e-6)

@@ -66,6 +66,16 @@ def test_a_faint_lesion_without_a_seed_is_dropped():
     assert lenient["pred"].max() == 1
 
 
+def test_lesions_that_grew_together_are_parted_where_it_is_asked_for():
+    probability = np.zeros((1, 20, 20, 20), np.float32)
+    probability[0, 1:19, 5:9, 5:9] = 0.55
+    probability[0, 1:8, 5:9, 5:9] = probability[0, 12:19, 5:9, 5:9] = 0.9
+    one = LesionInstancesd()({"probability": _tensor(probability)})
+    two = LesionInstancesd(part_at=[0.7])({"probability": _tensor(probability)})
+    assert one["pred"].max() == 1 and two["pred"].max() == 2
+    assert torch.equal(one["pred"].as_tensor() > 0, two["pred"].as_tensor() > 0)
+
+
 def test_an_empty_probability_gives_an_empty_mask():
     out = LesionInstancesd()({"probability": _tensor(np.zeros((1, 5, 5, 5), np.float32))})
     assert out["pred"].max() == 0

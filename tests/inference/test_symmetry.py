@@ -91,6 +91,18 @@ def test_probability_of_twins_falls_below_the_threshold_and_nothing_else_changes
         assert again["marks_with_a_twin"] == counted
 
 
+def test_of_a_piece_that_comes_apart_only_the_part_with_a_twin_goes():
+    twin, grown_together = ball((14, 25, 30)), ball((14, 25, 38))
+    probability = np.where(twin | grown_together | ball((57, 25, 30)), 0.9, 0.01)
+    probability[14, 25, 34] = 0.6
+    probability[14, 25, 33:36] = np.maximum(probability[14, 25, 33:36], 0.6)
+    d = dictionary(probability[None], trunk())
+    whole = DropMarksWithTwinsd()(dict(d))["probability"][0].numpy()
+    parted = DropMarksWithTwinsd(part_at=[0.7])(dict(d))["probability"][0].numpy()
+    assert (whole[grown_together] < 0.5).all(), "one piece, and its mirror image is marked"
+    assert (parted[grown_together & (probability == 0.9)] == np.float32(0.9)).all() and (parted[twin] < 0.5).all()
+
+
 def test_a_detector_s_twins_go_with_owner_and_score():
     twins, alone = [ball((14, 25, 30)), ball((57, 25, 30))], ball((20, 20, 10))
     owner = twins[0] * 1 + twins[1] * 2 + alone * 3

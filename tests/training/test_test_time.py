@@ -15,18 +15,39 @@ from volseg.training.lesion_loss import LesionBalancedDiceCELoss
 from volseg.training.own_body import first_half, grown_cases, only_where
 from volseg.training.recipes import SliceRecipe, VolumeRecipe
 from volseg.training.regions import RegionLoss
-from volseg.training.test_time import AdaptingInferer
+from volseg.training.test_time import AdaptingInferer, worth_another_look
 from volseg.transforms.bone_context import BoneContextd
 from volseg.transforms.ct import BoneMaskd, HounsfieldWindowd, RasIsotropicd
 from volseg.transforms.metatensor import to_metatensor
 
 
 class Look(SimpleInferer):
-    """Takes and forgets the occupancy, as the sliding window does."""
+    """Takes and forgets the occupancy, as the sliding window does; `asked` keeps how much was to be looked at."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
 
     def __call__(self, inputs, network, *args, occupancy=None, **kwargs):
         assert "hu" not in kwargs
+        self.asked.append(None if occupancy is None else int((occupancy > 0).sum()))
         return super().__call__(inputs, network, *args, **kwargs)
+
+
+class LookThere(Look):
+    """At first sight it suspects a place or two (boxes), whatever the network says; nothing else."""
+
+    def __init__(self, *places):
+        super().__init__()
+        self.places = places
+
+    def __call__(self, inputs, network, *args, occupancy=None, **kwargs):
+        found = super().__call__(inputs, network, *args, occupancy=occupancy, **kwargs)
+        if len(self.asked) == 1:
+            found = torch.cat([torch.full_like(found[:, :1], 4.0), torch.full_like(found[:, 1:], -4.0)], dim=1)
+            for place in self.places:
+                found[:, 0][:, *place], found[:, 1][:, *place] = -4.0, 4.0
+        return found
 
 
 @dataclass(frozen=True)
@@ -200,25 +221,72 @@ def test_no_steps_and_no_bone_leave_it_to_the_inferer(scan, kind):
         adapting(image, lambda x: network(x), occupancy=bone, hu=hu)
 
 
+RIGHT, LEFT = np.s_[8:12, 14:18, 20:24], np.s_[36:40, 14:18, 20:24]
+
+
 def test_the_network_and_chance_outside_stay_as_they_were(scan, kind):
     image, bone, hu = scan
     network = kind.network(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     chance, numpy_chance = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    adapting = AdaptingInferer(Look(), kind.recipe, steps=3, batch_size=1, learning_rate=1e-2)
+    answers = []
     with torch.inference_mode():
-        first = adapting(image, network, occupancy=bone, hu=hu)
-        assert "2 x 3 steps in float32" in adapting.note
-        assert torch.equal(torch.get_rng_state(), chance)
-        assert (np.random.get_state()[1] == numpy_chance).all()  # noqa: NPY002
-        torch.rand(7)
-        second = adapting(image, network, occupancy=bone, hu=hu)
-        own = network(image)
-    assert torch.equal(first, second), "the same scan gives the same answer"
-    seen = kind.recipe.probabilities
-    assert not torch.allclose(seen(first[0]), seen(own[0]), atol=1e-3)
+        for _ in range(2):
+            looking = LookThere(RIGHT, LEFT)
+            adapting = AdaptingInferer(looking, kind.recipe, steps=3, batch_size=1, learning_rate=1e-2)
+            answers.append(adapting(image, network, occupancy=bone, hu=hu))
+            assert torch.equal(torch.get_rng_state(), chance)
+            assert (np.random.get_state()[1] == numpy_chance).all()  # noqa: NPY002
+            torch.rand(7)
+            chance = torch.get_rng_state()
+    assert torch.equal(*answers), "the same scan gives the same answer"
+    assert "2 x 3 steps in float32" in adapting.note and len(looking.asked) == 3
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert not network.training and first.shape == own.shape
+    assert not network.training and answers[0].shape == network(image).shape
+
+
+def test_only_what_is_suspected_is_looked_at_again_by_the_copy_that_did_not_learn_it(scan, kind, monkeypatch):
+    image, bone, hu = scan
+    network = kind.network(False)
+    learnt_elsewhere = []
+    train = AdaptingInferer._trained
+
+    def watched(self, copy, cases, *args):
+        learnt_elsewhere.append(np.asarray(cases[0]["counts"][0]) > 0)
+        return train(self, copy, cases, *args)
+
+    monkeypatch.setattr(AdaptingInferer, "_trained", watched)
+    looking = LookThere(RIGHT)
+    adapting = AdaptingInferer(looking, kind.recipe, steps=3, batch_size=1, learning_rate=1e-2)
+    with torch.inference_mode():
+        found = adapting(image, network, occupancy=bone, hu=hu)[0]
+    first_sight = LookThere(RIGHT)(image, network)[0]
+    differs = ((kind.recipe.probabilities(found) - kind.recipe.probabilities(first_sight)).abs() > 1e-5).any(0).numpy()
+    near = np.zeros_like(differs)
+    near[2:18, 8:24, 14:30] = True  # 12 mm of 2 mm voxels around the place
+    assert differs[RIGHT].any() and not differs[~near].any()
+    assert len(looking.asked) == 1 + len(learnt_elsewhere) and sum(looking.asked[1:]) == near.sum()
+    at_the_place = [learnt[RIGHT] for learnt in learnt_elsewhere]
+    assert sum(not learnt.any() for learnt in at_the_place) == 1, "one copy never saw the place"
+
+
+def test_a_scan_without_a_suspect_costs_no_training(scan, kind):
+    image, bone, hu = scan
+    looking = LookThere()
+    adapting = AdaptingInferer(looking, kind.recipe, steps=3)
+    with torch.inference_mode():
+        found = adapting(image, kind.network(False), occupancy=bone, hu=hu)
+    assert torch.equal(found, LookThere()(image, kind.network(False))) and len(looking.asked) == 1
+    assert "not trained" in adapting.note
+
+
+def test_what_is_worth_another_look():
+    lesion = np.zeros((40, 20, 20), np.float32)
+    lesion[4:8, 4:8, 4:8] = 0.4  # never sure enough
+    lesion[30:32, 10, 10] = [0.35, 0.6]
+    again = worth_another_look(lesion, 2.0)
+    assert again[24:38, 4:17, 4:17].all() and again.sum() == 14 * 13 * 13
+    assert not worth_another_look(np.zeros_like(lesion), 2.0).any()
 
 
 def test_where_everything_is_suspected_nothing_is_unlearnt(scan, kind):
@@ -235,7 +303,7 @@ def test_what_is_learnt_in_one_half_helps_in_the_other(body, kind):
     network = kind.network(True)
     half = first_half(bone > 0, np.zeros(bone.shape, bool), 2.0)
     adapting = AdaptingInferer(Look(), kind.recipe, steps=20, batch_size=2, learning_rate=2e-2)
-    copies = adapting.trained_copies(hu, bone, half, network)
+    copies = adapting.trained_copies(hu, bone, (half, ~half), network)
     fresh = grown_cases(hu, bone, 2.0, seed=99)[:4]
     for copy, searched in zip(copies, (half, ~half), strict=True):
         counts = torch.from_numpy(searched)[None, None]

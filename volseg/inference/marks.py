@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,16 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from volseg.geometry import TOUCHING, spacing_mm
+from volseg.geometry import spacing_mm
+from volseg.lesion_parts import connected_parts
 
 
 class DropMarksd(MapTransform):
     """Take marks that `anatomy` names out of what a network said on the working grid (RAS+).
 
-    (1, X, Y, Z) probability: the marks are the 26-connected pieces at `threshold`; those named go down to just below
-    it. (3, X, Y, Z) of a DetectionInferer (probability, owner, score): the marks are its lesions; those named go
+    (1, X, Y, Z) probability: the marks are the connected parts at `threshold` and `part_at`
+    (`volseg.lesion_parts.connected_parts`), as they will be numbered; those named go down to just below `threshold`.
+    (3, X, Y, Z) of a DetectionInferer (probability, owner, score): the marks are its lesions; those named go
     altogether. Under `dropped_key` lies afterwards how many went. Without a bone mask nothing is done.
 
     Args:
@@ -35,11 +37,12 @@ class DropMarksd(MapTransform):
         bone_key: str,
         threshold: float,
         seed_threshold: float | None,
+        part_at: Sequence[float],
         dropped_key: str,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.bone_key, self.threshold = bone_key, threshold
+        self.bone_key, self.threshold, self.part_at = bone_key, threshold, tuple(part_at)
         self.seed_threshold, self.dropped_key = seed_threshold, dropped_key
 
     @abstractmethod
@@ -58,7 +61,7 @@ class DropMarksd(MapTransform):
         for key in self.key_iterator(d):
             found = d[key]
             values = torch.as_tensor(found).cpu().numpy()
-            marks = self._marks(values)
+            marks = self._marks(d, values)
             named = self.anatomy(d, values, marks) if marks.any() else None
             if named is None:
                 continue
@@ -80,9 +83,10 @@ class DropMarksd(MapTransform):
         peaks = np.atleast_1d(ndimage.maximum(values[0], marks, numbers)) if numbers else np.zeros(0)
         return [n for n, peak in zip(numbers, peaks, strict=True) if peak >= (self.seed_threshold or 0)]
 
-    def _marks(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
+    def _marks(self, d: Mapping[Hashable, Any], values: NDArray[np.float32]) -> NDArray[np.int32]:
         if len(values) == 1:
-            return ndimage.label(values[0] >= self.threshold, structure=TOUCHING)[0].astype(np.int32)
+            affine = d[self.bone_key].affine.cpu().numpy()
+            return connected_parts(values[0], affine, threshold=self.threshold, levels=self.part_at)[0]
         return np.where(values[0] >= self.threshold, values[1], 0).astype(np.int32)
 
 

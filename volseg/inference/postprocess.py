@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ class LesionInstancesd(MapTransform):
         mask_key: str = "pred",
         threshold: float = 0.5,
         seed_threshold: float | None = None,
+        part_at: Sequence[float] = (),
         min_volume_mm3: float = 60.0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -88,6 +89,7 @@ class LesionInstancesd(MapTransform):
         self.mask_key = mask_key
         self.threshold = threshold
         self.seed_threshold = seed_threshold
+        self.part_at = tuple(part_at)
         self.min_volume_mm3 = min_volume_mm3
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -99,6 +101,7 @@ class LesionInstancesd(MapTransform):
                 probability.affine.cpu().numpy(),
                 threshold=self.threshold,
                 seed_threshold=self.seed_threshold,
+                part_at=self.part_at,
                 min_volume_mm3=self.min_volume_mm3,
             )
             d[self.mask_key] = MetaTensor(torch.from_numpy(instances.astype(np.int32))[None], meta=probability.meta)

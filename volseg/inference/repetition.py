@@ -111,12 +111,13 @@ class DropMarksThatRepeatd(DropMarksd):
         window_hu: Sequence[float] = (-250.0, 1050.0),
         threshold: float = 0.5,
         seed_threshold: float | None = None,
+        part_at: Sequence[float] = (),
         most_surroundings_hu: float = 120.0,
         most_inside_hu: float = 50.0,
         dropped_key: str = MARKS_THAT_REPEAT,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, bone_key, threshold, seed_threshold, dropped_key, allow_missing_keys)
+        super().__init__(keys, bone_key, threshold, seed_threshold, part_at, dropped_key, allow_missing_keys)
         self.image_key = image_key
         low, high = window_hu
         self.to_hu = ScaleIntensityRange(-1.0, 1.0, low, high)

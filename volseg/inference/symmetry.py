@@ -8,7 +8,7 @@ says how many marks were left out, and one entry of the config switches the rule
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,11 +131,12 @@ class DropMarksWithTwinsd(DropMarksd):
         bone_key: str = "bone",
         threshold: float = 0.5,
         seed_threshold: float | None = None,
+        part_at: Sequence[float] = (),
         least_agreement: float = 0.73,
         dropped_key: str = MARKS_WITH_A_TWIN,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, bone_key, threshold, seed_threshold, dropped_key, allow_missing_keys)
+        super().__init__(keys, bone_key, threshold, seed_threshold, part_at, dropped_key, allow_missing_keys)
         self.least_agreement = least_agreement
 
     def anatomy(
