@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FORMATTER = argparse.RawDescriptionHelpFormatter
 # Entries of a bundle's config that can be switched on.
 SWITCHES = {
-    "adapt": "train a copy of the network on each scan before it is searched (test-time training; no labels needed):\n"
+    "adapt": "train copies of the network on the scan and look again at what it suspected (no labels needed):\n"
     "some minutes more, somewhat more lesions; bone_ct_segmamba_segmentation and bmseg_bmsmm_net_segmentation can",
     "ensemble": "heed the lesion maps of other networks, which the bundle's config names, beside its own or instead:\n"
     "three times as long, more lesions and fewer false marks; bone_ct_segmamba_segmentation and\n"
