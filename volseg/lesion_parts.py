@@ -3,7 +3,8 @@
 Two metastases a few millimetres apart leave a bridge of doubtful voxels between them; at the threshold that outlines
 each of them well, they are one piece, and the smaller one would be lost in the larger one's numbers. The parts are the
 piece's connected components at ever higher levels (the component tree of mathematical morphology, Salembier et al.,
-IEEE Trans. Image Processing 1998); every voxel of the piece goes to the part nearest to it.
+IEEE Trans. Image Processing 1998); every voxel of the piece goes to the part nearest to it, which may leave a part an
+islet behind its neighbour.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def connected_parts(
 
     A piece is 26-connected. With `levels`, ascending probabilities, a piece is parted at the first level at which it
     leaves two components or more of at least 100 mm³ and 5 % of it, and these at the levels above in the same way.
-    NaN lies outside.
+    Distances are those along the axes: on a sheared grid, about right. NaN lies outside.
     """
     pieces, found = ndimage.label(probability >= threshold, structure=TOUCHING)
     if not levels:
