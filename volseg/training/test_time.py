@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from volseg.geometry import TOUCHING
 from volseg.training.muon import Muon
-from volseg.training.own_body import Case, first_half, grown_cases, plain
+from volseg.training.own_body import Case, first_half, grown_cases, near, plain
 from volseg.training.recipes import Recipe
 
 # A voxel of at least this probability is suspected at first sight.
@@ -179,8 +179,6 @@ class AdaptingInferer(Inferer):
 def worth_another_look(lesion: NDArray[np.float32], spacing_mm: float) -> NDArray[np.bool_]:
     """Where a copy should look again: near the suspected pieces of a map (X, Y, Z) that come to `WORTH_A_LOOK`."""
     pieces, found = ndimage.label(lesion >= SUSPECT, structure=TOUCHING)
-    worth = np.zeros(found + 1, dtype=np.uint8)
-    worth[np.unique(pieces[lesion >= WORTH_A_LOOK])] = 1
-    reach = max(1, round(AROUND_MM / spacing_mm))
-    near: NDArray[np.uint8] = ndimage.maximum_filter(worth[pieces], size=2 * reach + 1, mode="constant")
-    return near > 0
+    worth = np.zeros(found + 1, dtype=bool)
+    worth[pieces[lesion >= WORTH_A_LOOK]] = True
+    return near(worth[pieces], AROUND_MM, spacing_mm)
