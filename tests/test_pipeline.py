@@ -14,6 +14,7 @@ import pytest
 from volseg.errors import InputError, UsageError
 from volseg.inference import symmetry
 from volseg.inference.bundle import find_bundle, load_bundle
+from volseg.inference.segment import segment_volume
 from volseg.pipeline import OutputOptions, analyse_study, foreign, replaceable, write_results
 from volseg.types import Study, Volume
 
@@ -186,6 +187,25 @@ def test_marks_left_out_for_their_twins_are_said(bright_bundle, bone_block, monk
     result = analyse_study(Study(name="block", volumes={"CT": Volume(hu, affine)}), bundle)
     assert len(result.lesions) == 0
     assert any("twin on the other side of the body: 1" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    "name", ["bone_ct_segmamba_segmentation", "bone_ct_mask_rcnn_detection", "bmseg_bmsmm_net_segmentation"]
+)
+def test_air_put_around_a_scan_changes_no_answer(name, bone_block):
+    hu, affine, _ = bone_block
+    before, after = (4, 3, 2), (0, 5, 3)
+    moved = affine.copy()
+    moved[:3, 3] -= affine[:3, :3] @ before
+    air = np.pad(hu, list(zip(before, after, strict=True)), constant_values=hu.min())
+    bundle = load_bundle(find_bundle(name), device="cpu", overrides={"inferer#progress": False})
+    alone, padded = (segment_volume(Volume(v, a), bundle) for v, a in ((hu, affine), (air, moved)))
+    scan = tuple(slice(n, n + size) for n, size in zip(before, hu.shape, strict=True))
+    assert alone.probability.max() > 0.1, "something is there to be compared"
+    for field in ("instances", "probability", "bone"):
+        ours, theirs = getattr(alone, field), getattr(padded, field)
+        assert np.allclose(theirs[scan], ours, atol=1e-5), field
+        assert np.count_nonzero(theirs) == np.count_nonzero(theirs[scan]), field
 
 
 def test_a_network_that_was_trained_on_the_scan_says_so_and_still_finds_the_lesion(bright_bundle, bone_block):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, Invertd, Orientation, Spacing
 
 from volseg.geometry import axis_codes, ras_mm_to_voxel, shear, to_ras, voxel_to_ras_mm
 from volseg.transforms import ct
 from volseg.transforms.bone import bone_mask, without_padding
-from volseg.transforms.ct import BoneMaskd, HounsfieldWindowd, RasIsotropic, RasIsotropicd, ras_grid
-from volseg.transforms.invert import to_source_grid
+from volseg.transforms.ct import BoneMaskd, CropPaddingd, HounsfieldWindowd, RasIsotropic, RasIsotropicd, ras_grid
+from volseg.transforms.invert import SCAN, to_source_grid
 from volseg.transforms.metatensor import to_metatensor
 from volseg.transforms.resample import spacing_grid
 from volseg.types import Volume
@@ -166,6 +166,34 @@ def test_air_put_before_a_scan_moves_no_voxel_of_its_bone(rng, air):
     )
     assert alone.sum() > 1000
     assert torch.equal(moved[:, air[0] :, air[1] :, air[2] :], alone) and moved.sum() == alone.sum()
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (0.8, 1.1, 2.0)])
+@pytest.mark.parametrize("kind", ["RAS", "LPS", "PIR", "oblique", "tilted"])
+def test_padding_cut_off_leaves_what_an_unpadded_scan_gives(rng, kind, spacing):
+    alone = Volume(rng.normal(40, 300, (14, 12, 10)).astype(np.float32), scanner_affine(kind, spacing))
+    before, after = (3, 0, 5), (2, 4, 0)
+    affine = alone.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ before
+    air = np.pad(alone.voxels, list(zip(before, after, strict=True)), constant_values=-1207)
+    steps = Compose([CropPaddingd("image"), RasIsotropicd("image", 2.0)])
+    given = {"image": to_metatensor(Volume(air, affine))}
+    plain, moved = steps({"image": to_metatensor(alone)})["image"], steps(given)["image"]
+    assert moved.shape == plain.shape and torch.allclose(moved.affine, plain.affine, atol=1e-9)
+    assert (moved.as_tensor() - plain.as_tensor()).abs().max() < 0.01
+    assert SCAN not in given["image"].meta and moved.meta["spatial_shape"].tolist() == list(air.shape)
+    # On the way back the padding is empty, though the working grid's border ends on something.
+    ones = MetaTensor(torch.ones(moved.shape), meta=dict(moved.meta))
+    expected = np.pad(np.ones(alone.voxels.shape), list(zip(before, after, strict=True)))
+    for item in (ones, decollate_batch(list_data_collate([{"image": ones}]))[0]["image"]):
+        back = to_source_grid(item)
+        assert np.allclose(back[0].numpy(), expected, atol=1e-5) and np.array_equal(back.affine.numpy(), affine)
+
+
+def test_what_is_constant_throughout_is_not_cut_away():
+    image = to_metatensor(Volume(np.full((5, 6, 7), -1000, np.int16), np.eye(4)))
+    cut = CropPaddingd("image")({"image": image})["image"]
+    assert cut.shape == image.shape and to_source_grid(cut).shape == image.shape
 
 
 def test_the_window_runs_from_minus_one_to_one():

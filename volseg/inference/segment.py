@@ -18,7 +18,7 @@ from volseg.inference.bundle import LoadedBundle
 from volseg.inference.repetition import MARKS_THAT_REPEAT
 from volseg.inference.sliding_window import KEPT_FOR_INFERERS
 from volseg.inference.symmetry import MARKS_WITH_A_TWIN
-from volseg.transforms.invert import resample_to_grid
+from volseg.transforms.invert import to_source_grid
 from volseg.transforms.metatensor import to_metatensor
 from volseg.transforms.mri import study_tensors
 from volseg.types import Study, Volume
@@ -79,8 +79,7 @@ def _segment(given: dict[str, Any], volume: Volume, bundle: LoadedBundle) -> Seg
     if bone is None:
         bone_labels = np.zeros(volume.voxels.shape, np.uint8)
     else:
-        back = resample_to_grid(bone, affine=volume.affine, shape=volume.voxels.shape, mode="nearest")
-        bone_labels = _voxels(back).astype(np.uint8)
+        bone_labels = _voxels(to_source_grid(bone, mode="nearest")).astype(np.uint8)
     clock.lap("postprocessing")
 
     for name, array in (("instances", instances), ("probability", probability), ("bone", bone_labels)):

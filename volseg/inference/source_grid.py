@@ -22,7 +22,7 @@ from volseg.geometry import Affine
 from volseg.inference.slabs import Slab, joined
 from volseg.inference.sliding_window import OccupiedSlidingWindowInferer
 from volseg.transforms.interpolate import interpolate, separable_axes
-from volseg.transforms.invert import source_grid
+from volseg.transforms.invert import clear_padding, source_grid
 from volseg.transforms.resample import Shape
 
 # Bytes of logits on the source grid that are interpolated at a time.
@@ -58,6 +58,7 @@ class SourceGridInferer(OccupiedSlidingWindowInferer):
             slabs = self.slabs(plain, network, where, *args, **kwargs)
             voxel_map = np.linalg.solve(np.asarray(image.affine.cpu(), dtype=np.float64), affine)
             labels = labels_on_grid(slabs, tuple(plain.shape[1:]), voxel_map, shape)
+            clear_padding(labels, image)
             results.append(_on_source(labels, image, affine))
         return results[0][None] if len(results) == 1 else torch.stack(results)
 

@@ -14,12 +14,17 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
+from torch import Tensor
 
 from volseg.errors import InputError
 from volseg.geometry import Affine
 from volseg.transforms.resample import Shape, resample_to_grid
 
-__all__ = ["ToSourceGridd", "resample_to_grid", "source_grid", "to_source_grid"]
+__all__ = ["SCAN", "ToSourceGridd", "clear_padding", "resample_to_grid", "source_grid", "to_source_grid"]
+
+# Metadata key of images whose padding was cut off (`CropPaddingd`): the source voxels that were kept, from and up to
+# (without the second) along each axis, (3, 2).
+SCAN = "scan"
 
 
 def source_grid(tensor: MetaTensor) -> tuple[Affine, Shape]:
@@ -62,11 +67,25 @@ def to_source_grid(tensor: MetaTensor, *, reference: MetaTensor | None = None, m
         tensor = MetaTensor(values, meta=dict(reference.meta))
     affine, shape = source_grid(tensor)
     out = resample_to_grid(tensor, affine=affine, shape=shape, mode=mode)
+    clear_padding(out, tensor)
     # Nothing is left to invert: the trace was the image's.
     out.applied_operations = []
     if tuple(out.shape[1:]) != shape or not np.array_equal(out.affine.cpu().numpy(), affine):
         raise InputError("source-grid-mismatch", f"result {tuple(out.shape[1:])} does not lie on the source {shape}")
     return out
+
+
+def clear_padding(values: Tensor, image: MetaTensor) -> None:
+    """Zero, in place, what of `values` (..., *source shape) lies in the padding that was cut off this image.
+
+    Interpolation carries the border of the working grid on beyond it: a lesion there would run through the padding.
+    """
+    if image.meta.get(SCAN) is None:
+        return
+    for axis, (start, stop) in enumerate(np.asarray(image.meta[SCAN]).reshape(3, 2).tolist()):
+        along = values.ndim - 3 + axis
+        values.narrow(along, 0, start).zero_()
+        values.narrow(along, stop, values.shape[along] - stop).zero_()
 
 
 class ToSourceGridd(MapTransform):
