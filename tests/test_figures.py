@@ -55,7 +55,7 @@ def test_segmamba_s_figures_are_the_measured_ones(page: Path):
         (SEGMAMBA, "_lesions_adapted", "adapt", "_lesions"),
         (SEGMAMBA, "_lesions_ensemble", "ensemble", "_lesions"),
         (SLICES, f"_lesions_{SLICES}_adapted", "adapt", f"_lesions_{SLICES}"),
-        (DETECTOR, "_lesions_detector_ensemble", "ensemble", f"_lesions_{DETECTOR}"),
+        (DETECTOR, f"_lesions_{DETECTOR}_ensemble", "ensemble", f"_lesions_{DETECTOR}"),
     ],
 )
 def test_figures_with_a_switch_on_are_the_measured_ones(bundle: str, ending: str, switch: str, shipped: str):

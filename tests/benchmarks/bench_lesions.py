@@ -38,6 +38,8 @@ from volseg.synth import SynthOptions, grow_case, prepare
 from volseg.types import Volume
 
 SEED = 20261121
+# What a bundle's switches add to the name of its JSON.
+SWITCHES = {"adapt": "adapted", "ensemble": "ensemble"}
 LOOSE_SCORE = 0.02  # of a detector whose whole curve is asked for
 CASES = {"rider_chest_0p8mm": 8, "sts015_ct": 8, "tptbox_vertebra": 8}
 
@@ -270,8 +272,8 @@ def main() -> None:
         document["synthetic_held_out_curves"] = detector_curves(volumes, loose, seed=SEED)
     args.out.mkdir(parents=True, exist_ok=True)
     of_bundle = "" if bundle.files.name == DEFAULT_BUNDLE else f"_{bundle.files.name}"
-    adapted = "_adapted" if overrides.get("adapt") else ""
-    path = args.out / f"{document['date']}_lesions{of_bundle}{adapted}.json"
+    switched = "".join(f"_{word}" for name, word in SWITCHES.items() if overrides.get(name))
+    path = args.out / f"{document['date']}_lesions{of_bundle}{switched}.json"
     path.write_text(json.dumps(document, indent=1))
     for block in ("synthetic_held_out", "real_metastases_blds"):
         print(block, json.dumps(document[block]["all"]))

@@ -1,6 +1,6 @@
 """The tables of a model card, from the JSON that `make bench-lesions` wrote.
 
-    python tests/benchmarks/lesion_tables.py tests/benchmarks/results/2026-11-22_lesions.json
+    python tests/benchmarks/lesion_tables.py tests/benchmarks/results/2026-11-24_lesions.json
     python tests/benchmarks/lesion_tables.py .../..._lesions_bone_ct_mask_rcnn_detection.json .../..._lesions.json
 
 A second JSON stands beside the first as a column. `tests/test_figures.py` holds README and cards to these lines.
