@@ -15,6 +15,7 @@ from volseg.inference.slabs import Slab
 from volseg.inference.sliding_window import OccupiedSlidingWindowInferer
 from volseg.inference.source_grid import SourceGridInferer, labels_on_grid
 from volseg.transforms.interpolate import interpolate
+from volseg.transforms.invert import SCAN
 
 
 class Classes(torch.nn.Module):
@@ -112,6 +113,19 @@ def test_a_batch_keeps_its_order_and_float16_sums_agree():
     assert torch.equal(both[1], second[0])
     assert not torch.equal(both[0], both[1])
     assert (half == both).float().mean() > 0.995
+
+
+def test_padding_that_was_cut_off_is_background():
+    image = MetaTensor(torch.full((1, 20, 18, 16), 3.0), affine=torch.eye(4, dtype=torch.float64))
+    image.affine[:3, 3] = torch.tensor([2.0, 0.0, 5.0])
+    image.meta["original_affine"], image.meta["spatial_shape"] = np.eye(4), np.array([24, 18, 22])
+    image.meta[SCAN] = np.array([(2, 22), (0, 18), (5, 21)])
+    net = Classes(3).eval()
+    with torch.no_grad():
+        labels = SourceGridInferer(16, 4, 0.5)(list_data_collate([{"image": image}])["image"], net)[0, 0]
+    assert labels.shape == (24, 18, 22)
+    scan = labels[2:22, :, 5:21]
+    assert scan.any() and labels.count_nonzero() == scan.count_nonzero()
 
 
 def test_a_tensor_without_a_past_is_refused():
