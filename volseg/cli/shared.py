@@ -22,7 +22,8 @@ FORMATTER = argparse.RawDescriptionHelpFormatter
 # Entries of a bundle's config that can be switched on.
 SWITCHES = {
     "adapt": "train copies of the network on the scan and look again at what it suspected (no labels needed):\n"
-    "some minutes more, somewhat more lesions; bone_ct_segmamba_segmentation and bmseg_bmsmm_net_segmentation can",
+    "some minutes more; bmseg_bmsmm_net_segmentation finds somewhat more lesions with it, for\n"
+    "bone_ct_segmamba_segmentation it is a tie",
     "ensemble": "heed the lesion maps of other networks, which the bundle's config names, beside its own or instead:\n"
     "three times as long, more lesions and fewer false marks; bone_ct_segmamba_segmentation and\n"
     "bone_ct_mask_rcnn_detection can",
